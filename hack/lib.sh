@@ -1,0 +1,166 @@
+# Shared by the scripts beside it: source it, do not run it.
+# shellcheck shell=bash
+
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# Everything that is installed, built or downloaded goes here, never into the
+# repository.
+cache=${BUILDKITD_ESGZ_CACHE:-/var/cache/buildkitd-esgz}
+bin=$cache/bin
+
+say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
+die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+need_root() { [ "$(id -u)" = 0 ] || die "needs root: runc, mounts and apt-get do"; }
+
+work='' step_group='' served=()
+
+# step TEXT COMMAND...: runs the command with its output in a log file, shows
+# a running clock, and shows the log when the command fails.
+step() {
+    local text=$1 log start=$SECONDS status=0
+    shift
+    log=$(mktemp)
+    # Job control gives the step a process group, so that clean_up can end all
+    # of it.
+    set -m
+    "$@" >"$log" 2>&1 </dev/null &
+    set +m
+    step_group=$!
+    while kill -0 "$step_group" 2>/dev/null; do
+        [ ! -t 2 ] || printf '\r    %s ... %ds ' "$text" $((SECONDS - start)) >&2
+        sleep 0.2
+    done
+    wait "$step_group" || status=$?
+    step_group=''
+    [ ! -t 2 ] || printf '\r\033[K' >&2
+    if [ "$status" = 0 ]; then
+        printf '    %s: %ds\n' "$text" $((SECONDS - start)) >&2
+    else
+        printf '    %s: failed after %ds\n' "$text" $((SECONDS - start)) >&2
+        tail -n 60 "$log" >&2
+    fi
+    rm -f "$log"
+    return "$status"
+}
+
+# scratch makes $work, a directory that is gone when the script ends, as is all
+# that was mounted below it.
+scratch() { work=$(mktemp -d "${TMPDIR:-/tmp}/buildkitd-esgz.XXXXXX"); }
+
+clean_up() {
+    local status=$? i
+    trap '' INT TERM HUP
+    [ -z "$step_group" ] || kill -TERM -- "-$step_group" 2>/dev/null || true
+    # The last one started goes first, since it uses the others.
+    for ((i = ${#served[@]} - 1; i >= 0; i--)); do
+        stop "${served[i]}"
+    done
+    [ -z "$work" ] || remove_scratch
+    exit "$status"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+remove_scratch() {
+    # Deepest mounts first.
+    awk -v dir="$work/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo |
+        sort -r | while read -r dir; do umount -l "$dir"; done
+    rm -rf "$work"
+}
+
+# stop PID: asks it to end, and kills it when it has not after ten seconds.
+stop() {
+    local tries
+    kill -TERM "$1" 2>/dev/null || return 0
+    for ((tries = 0; tries < 100; tries++)); do
+        kill -0 "$1" 2>/dev/null || return 0
+        sleep 0.1
+    done
+    kill -KILL "$1" 2>/dev/null || true
+}
+
+# serve NAME COMMAND...: starts a server with its log in $work/NAME.log.
+serve() {
+    local name=$1
+    shift
+    # A session of its own keeps Ctrl-C from it: clean_up ends it in order.
+    setsid "$@" >"$work/$name.log" 2>&1 </dev/null &
+    served+=($!)
+}
+
+# until_ready NAME COMMAND...: waits for a server, and shows its log when it
+# does not come up.
+until_ready() {
+    local name=$1 tries
+    shift
+    for ((tries = 0; tries < 300; tries++)); do
+        if "$@" >/dev/null 2>&1; then return 0; fi
+        sleep 0.1
+    done
+    tail -n 40 "$work/$name.log" >&2
+    die "$name did not start"
+}
+
+free_port() {
+    local port
+    while port=$((20000 + RANDOM % 12000)); do
+        # Nobody answers there: free, on a loopback address at least.
+        if ! (: >"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+            echo "$port"
+            return
+        fi
+    done
+}
+
+# start_registry: an empty registry on loopback, its address in $registry.
+start_registry() {
+    registry=127.0.0.1:$(free_port)
+    serve registry env REGISTRY_HTTP_ADDR="$registry" \
+        REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY="$work/registry" \
+        "$bin/docker-registry" serve "$repo/hack/registry.yml"
+    until_ready registry curl -fsS "http://$registry/v2/"
+}
+
+# start_daemon BINARY: a build daemon with a root of its own, and a buildx
+# builder named esgz that drives it.
+start_daemon() {
+    serve buildkitd "$1" --root "$work/buildkit" --addr "unix://$work/buildkitd.sock" \
+        --containerd-worker=false --oci-worker-net=host
+    until_ready buildkitd "$bin/buildctl" --addr "unix://$work/buildkitd.sock" debug workers
+    export BUILDX_CONFIG=$work/buildx BUILDX_BUILDER=esgz
+    "$bin/buildx" create --name esgz --driver remote "unix://$work/buildkitd.sock" >/dev/null
+}
+
+# push_base: the Debian base, pushed to the registry as what others would
+# push, gzip.
+push_base() {
+    "$bin/buildx" build --provenance=false \
+        --output "type=registry,name=$registry/debian:bookworm" \
+        --file "$repo/hack/image/base.Dockerfile" "$cache/base"
+}
+
+# start_containerd: containerd with its overlayfs snapshotter, which knows
+# nothing of eStargz, and with the stock stargz-snapshotter as a proxy plugin.
+start_containerd() {
+    serve stargz "$bin/stargz-snapshotter" -root "$work/stargz" -address "$work/stargz.sock"
+    until_ready stargz test -S "$work/stargz.sock"
+    cat >"$work/containerd.toml" <<-TOML
+	version = 3
+	root = "$work/containerd"
+	state = "$work/containerd-state"
+	[grpc]
+	  address = "$work/containerd.sock"
+	[ttrpc]
+	  address = "$work/containerd.sock.ttrpc"
+	[proxy_plugins.stargz]
+	  type = "snapshot"
+	  address = "$work/stargz.sock"
+	TOML
+    # The shim is found on the path.
+    serve containerd env PATH="$bin:$PATH" "$bin/containerd" --config "$work/containerd.toml"
+    export CONTAINERD_ADDRESS=$work/containerd.sock
+    until_ready containerd "$bin/ctr" version
+}
