@@ -1,0 +1,62 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockRoot makes sure that no other daemon uses the state directory, which it
+// creates if need be. Lock and name are those of buildkitd: one of each must
+// not run on the same state either.
+func lockRoot(root string) (release func(), err error) {
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory (--root): %w", err)
+	}
+	path := filepath.Join(root, "buildkitd.lock")
+	for {
+		file, err := lockFile(path)
+		if err != nil {
+			return nil, err
+		}
+		if same(file, path) {
+			// Removed while still locked: once unlocked, the file may be
+			// another daemon's.
+			return func() {
+				os.Remove(path)
+				file.Close()
+			}, nil
+		}
+		// The former owner removed the file between our opening and locking it.
+		file.Close()
+	}
+}
+
+func lockFile(path string) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock of the state directory: %w", err)
+	}
+	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return file, nil
+	}
+	file.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("%s is locked: another daemon is running on this state directory; stop it, or choose another with --root", path)
+	}
+	return nil, fmt.Errorf("locking %s: %w", path, err)
+}
+
+// same says whether path still names the open file.
+func same(file *os.File, path string) bool {
+	opened, err := file.Stat()
+	if err != nil {
+		return false
+	}
+	named, err := os.Stat(path)
+	return err == nil && os.SameFile(opened, named)
+}

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/containerd/containerd/v2/defaults"
+	sddaemon "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/moby/buildkit/util/appcontext"
+	"github.com/moby/buildkit/util/bklog"
+	"github.com/moby/buildkit/util/grpcerrors"
+	"github.com/moby/buildkit/util/stack"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+)
+
+func newAPIServer(t *telemetry) *grpc.Server {
+	return grpc.NewServer(
+		grpc.StatsHandler(t.serverStats()),
+		grpc.ChainUnaryInterceptor(logErrors, grpcerrors.UnaryServerInterceptor),
+		grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
+		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
+		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
+	)
+}
+
+// serve answers on all listeners until ctx ends, which is not an error, or one
+// of them fails. Running builds are waited for; another signal cuts them off.
+func serve(ctx context.Context, server *grpc.Server, listeners []net.Listener) error {
+	serving, failed := errgroup.WithContext(ctx)
+	for _, l := range listeners {
+		serving.Go(func() error {
+			bklog.L.Infof("running server on %s", l.Addr())
+			if err := server.Serve(l); err != nil {
+				return fmt.Errorf("serving on %s: %w", l.Addr(), err)
+			}
+			return nil
+		})
+	}
+	notifySystemd(sddaemon.SdNotifyReady)
+
+	<-failed.Done()
+	bklog.L.Info("stopping server")
+	notifySystemd(sddaemon.SdNotifyStopping)
+	stopNow := context.AfterFunc(appcontext.Shutdown(), server.Stop)
+	defer stopNow()
+	server.GracefulStop()
+	return serving.Wait()
+}
+
+// notifySystemd tells the service manager, if there is one, about our state.
+func notifySystemd(state string) {
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		return
+	}
+	notified, err := sddaemon.SdNotify(false, state)
+	bklog.L.Debugf("sd_notify %s: notified=%v, err=%v", state, notified, err)
+}
+
+// logErrors leaves a trace of failed requests in the daemon's log. Exported
+// spans are left out: clients send them all the time.
+func logErrors(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	resp, err := handler(ctx, req)
+	if err == nil || strings.HasSuffix(info.FullMethod, "opentelemetry.proto.collector.trace.v1.TraceService/Export") {
+		return resp, err
+	}
+	bklog.G(ctx).Errorf("%s returned error: %v", info.FullMethod, err)
+	if logrus.IsLevelEnabled(logrus.DebugLevel) {
+		fmt.Fprintf(os.Stderr, "%+v", stack.Formatter(grpcerrors.FromGRPC(err)))
+	}
+	return resp, err
+}

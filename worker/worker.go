@@ -1,0 +1,81 @@
+// Package worker builds the workers that the daemon runs builds on: BuildKit's
+// own OCI and containerd workers, with our parts put in where BuildKit leaves
+// room for them.
+//
+// It decides nothing about exporters or frontends: what decorates an exporter
+// comes in through Options, from the daemon.
+package worker
+
+import (
+	"context"
+	"errors"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/cmd/buildkitd/config"
+	"github.com/moby/buildkit/exporter"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver/llbsolver/cdidevices"
+	bkworker "github.com/moby/buildkit/worker"
+	"github.com/moby/buildkit/worker/base"
+)
+
+// Host is what all workers of one daemon have in common.
+type Host struct {
+	// Root is the daemon's state directory; every worker has its own below it.
+	Root string
+	// Version is what clients are told about the daemon.
+	Version client.BuildkitVersion
+	// Registries knows how to reach each registry.
+	Registries docker.RegistryHosts
+	// Sessions gives access to the clients' credentials.
+	Sessions *session.Manager
+	// DNS replaces the host's resolver settings in build containers; nil keeps them.
+	DNS *config.DNSConfig
+	// CDI offers devices to builds; nil when disabled.
+	CDI *cdidevices.Manager
+	// TraceSocket is the path of a socket that build containers may send
+	// their traces to; empty for none.
+	TraceSocket string
+}
+
+// Options is what the daemon adds to BuildKit's workers.
+type Options struct {
+	// WrapExporter may return an exporter that stands in for e, which is what
+	// BuildKit would use for name. Nil leaves all exporters alone.
+	WrapExporter func(name string, e exporter.Exporter) (exporter.Exporter, error)
+}
+
+// decorated is BuildKit's worker with Options applied. The embedded worker is
+// the concrete one, so that whatever else BuildKit asks it for by type
+// assertion still answers. Its operations hand out results that name the inner
+// worker: only what BuildKit asks of its worker.Controller reaches decorated.
+type decorated struct {
+	*base.Worker
+	opt Options
+}
+
+var _ bkworker.Worker = (*decorated)(nil)
+
+func newWorker(ctx context.Context, wopt base.WorkerOpt, opt Options) (bkworker.Worker, error) {
+	w, err := base.NewWorker(ctx, wopt)
+	if err != nil {
+		return nil, err
+	}
+	return &decorated{Worker: w, opt: opt}, nil
+}
+
+// Exporter returns BuildKit's exporter, wrapped if so configured.
+func (d *decorated) Exporter(name string, sm *session.Manager) (exporter.Exporter, error) {
+	e, err := d.Worker.Exporter(name, sm)
+	if err != nil || d.opt.WrapExporter == nil {
+		return e, err
+	}
+	return d.opt.WrapExporter(name, e)
+}
+
+// Close closes the snapshotter as well, which BuildKit's worker leaves open: a
+// lazy snapshotter has mounts that would outlive the process.
+func (d *decorated) Close() error {
+	return errors.Join(d.Worker.Close(), d.WorkerOpt.Snapshotter.Close())
+}
