@@ -1,12 +1,22 @@
 package estargz
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
+	"hash"
 	"io"
 
 	digest "github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 )
+
+// MaxChunkSize bounds Options.ChunkSize and Options.MinChunkSize: a chunk is
+// verified as a whole, so that writers and readers hold it in memory.
+const MaxChunkSize = 64 << 20
 
 // Options says how a blob is written. The zero value is what most callers
 // want. The blob depends on the options and the input alone.
@@ -20,9 +30,6 @@ type Options struct {
 	// MinChunkSize lets small files share a gzip member until it holds this
 	// many uncompressed bytes. Zero gives each file a member of its own.
 	MinChunkSize int64
-	// Order names the files that come first, before the prefetch landmark.
-	// Nil keeps the order of the tar and writes no landmark.
-	Order []string
 	// Pool lends the workers and the memory. Nil means a pool of its own.
 	Pool *Pool
 }
@@ -36,31 +43,206 @@ type Info struct {
 	TOCDigest        digest.Digest // of the TOC's JSON
 }
 
-const (
-	DefaultLevel     = 6
-	NoCompression    = -1
-	DefaultChunkSize = 4 << 20
-)
-
-// A Pool is a budget of workers and memory that many writers share. It is safe
-// for concurrent use.
-type Pool struct{}
-
-// NewPool makes a pool of that many workers which together hold about that
-// many bytes.
-func NewPool(workers int, memory int64) *Pool { return &Pool{} }
-
 // Write reads a tar from r and writes it to w as an eStargz blob. Every byte of
-// the tar is kept: Unpack of the blob returns it as it was.
+// the tar is kept: Unpack of the blob returns it as it was. A tar that eStargz
+// cannot hold is refused with the reason; what was written to w by then is of
+// no use.
 func Write(ctx context.Context, w io.Writer, r io.Reader, opts Options) (*Info, error) {
-	return nil, errors.New("not written yet")
+	o, err := newOutput(w, opts)
+	if err != nil {
+		return nil, err
+	}
+	s := &splitter{
+		chunk:    int(o.opts.ChunkSize),
+		minChunk: int(o.opts.MinChunkSize),
+	}
+	if err := o.run(ctx, func(next func(int) (*batch, error), submit func(*batch)) error {
+		s.next, s.submit = next, submit
+		return s.split(r)
+	}); err != nil {
+		return nil, err
+	}
+	return o.finish(s.toc.entries())
 }
 
-// Detect says whether a blob of size bytes ends in an eStargz footer with a
-// readable TOC in it.
-func Detect(r io.ReaderAt, size int64) bool { return false }
+func (opts Options) withDefaults() (Options, error) {
+	if opts.ChunkSize == 0 {
+		opts.ChunkSize = DefaultChunkSize
+	}
+	if opts.Pool == nil {
+		opts.Pool = NewPool(0, 0)
+	}
+	if opts.ChunkSize < 1 || opts.ChunkSize > MaxChunkSize {
+		return opts, fmt.Errorf("chunk size %d: want 1 to %d bytes", opts.ChunkSize, MaxChunkSize)
+	}
+	if opts.MinChunkSize < 0 || opts.MinChunkSize > MaxChunkSize {
+		return opts, fmt.Errorf("minimum chunk size %d: want 0 to %d bytes", opts.MinChunkSize, MaxChunkSize)
+	}
+	return opts, nil
+}
 
-// Unpack returns the tar that the blob was written from, without the TOC.
-func Unpack(r io.ReaderAt, size int64) (io.ReadCloser, error) {
-	return nil, errors.New("not written yet")
+// An output is the back half of a writer: it compresses batches side by side
+// and writes them in order.
+type output struct {
+	opts  Options
+	codec *codec
+	blob  hashWriter
+	tar   hashWriter // what the blob decompresses to
+}
+
+// A hashWriter counts and digests what passes.
+type hashWriter struct {
+	w    io.Writer
+	hash hash.Hash
+	n    int64
+}
+
+func (h *hashWriter) Write(p []byte) (int, error) {
+	h.hash.Write(p)
+	h.n += int64(len(p))
+	if h.w == nil {
+		return len(p), nil
+	}
+	return h.w.Write(p)
+}
+
+func (h *hashWriter) digest() digest.Digest {
+	return digest.NewDigest(digest.SHA256, h.hash)
+}
+
+func newOutput(w io.Writer, opts Options) (*output, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	c, err := opts.Pool.codec(opts.Level)
+	if err != nil {
+		return nil, err
+	}
+	return &output{
+		opts:  opts,
+		codec: c,
+		blob:  hashWriter{w: w, hash: sha256.New()},
+		tar:   hashWriter{hash: sha256.New()},
+	}, nil
+}
+
+// run lets produce submit batches, which three stages then take side by side:
+// compression on the pool's workers, the digest of the tar, and the blob.
+func (o *output) run(ctx context.Context, produce func(next func(int) (*batch, error), submit func(*batch)) error) error {
+	eg, ctx := errgroup.WithContext(ctx)
+	toBlob := make(chan *batch, o.opts.Pool.queue)
+	toHash := make(chan *batch, o.opts.Pool.queue)
+	buffers := newBuffers(o.opts)
+
+	eg.Go(func() error {
+		defer close(toBlob)
+		defer close(toHash)
+		return produce(
+			func(n int) (*batch, error) { return buffers.get(ctx, n) },
+			func(b *batch) {
+				eg.Go(func() error { return o.compress(ctx, b) })
+				toBlob <- b
+				toHash <- b
+			})
+	})
+	eg.Go(func() error { return o.hashTar(toHash, buffers) })
+	eg.Go(func() error { return o.writeBlob(ctx, toBlob, buffers) })
+
+	err := eg.Wait()
+	buffers.close()
+	return err
+}
+
+func (o *output) compress(ctx context.Context, b *batch) error {
+	err := o.opts.Pool.work(ctx, func() error {
+		b.digestChunks()
+		return o.codec.compress(b)
+	})
+	b.compressed <- err
+	return err
+}
+
+func (o *output) hashTar(in <-chan *batch, buffers *buffers) error {
+	file := sha256.New()
+	for b := range in {
+		o.tar.Write(b.tar)
+		for _, m := range b.members {
+			for _, c := range m.chunks {
+				if c.file != nil {
+					hashFile(file, b.tar[c.start:c.end], c)
+				}
+			}
+		}
+		buffers.put(b)
+	}
+	return nil
+}
+
+// hashFile digests a file of several chunks as they pass.
+func hashFile(h hash.Hash, p []byte, c chunk) {
+	if c.entry.ChunkOffset == 0 {
+		h.Reset()
+	}
+	h.Write(p)
+	if c.entry.ChunkOffset+int64(len(p)) == c.file.Size {
+		c.file.Digest = digest.NewDigest(digest.SHA256, h)
+	}
+}
+
+// writeBlob goes on taking batches after an error, so that nobody waits for it
+// in vain.
+func (o *output) writeBlob(ctx context.Context, in <-chan *batch, buffers *buffers) (err error) {
+	for b := range in {
+		if e := <-b.compressed; err == nil {
+			err = e
+		}
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err == nil {
+			b.place(o.blob.n)
+			_, err = o.blob.Write(b.blob)
+		}
+		buffers.put(b)
+	}
+	return err
+}
+
+// finish writes the TOC and the footer.
+func (o *output) finish(entries []*Entry) (*Info, error) {
+	toc, err := encodeTOC(entries)
+	if err != nil {
+		return nil, err
+	}
+	if len(toc) > maxTOCSize {
+		return nil, fmt.Errorf("a TOC of %d bytes is larger than readers accept, %d; split the layer", len(toc), maxTOCSize)
+	}
+	offset := o.blob.n
+	if err := o.writeTOC(toc); err != nil {
+		return nil, err
+	}
+	if _, err := o.blob.Write(footerBytes(offset)); err != nil {
+		return nil, err
+	}
+	return &Info{
+		Digest:           o.blob.digest(),
+		Size:             o.blob.n,
+		DiffID:           o.tar.digest(),
+		UncompressedSize: o.tar.n,
+		TOCDigest:        digest.FromBytes(toc),
+	}, nil
+}
+
+func (o *output) writeTOC(toc []byte) error {
+	z := o.codec.get()
+	defer o.codec.writers.Put(z)
+	z.Reset(&o.blob)
+	t := tar.NewWriter(io.MultiWriter(z, &o.tar))
+	err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: tocName, Size: int64(len(toc))})
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(t, bytes.NewReader(toc))
+	return errors.Join(err, t.Close(), z.Close())
 }

@@ -1,0 +1,75 @@
+package estargz
+
+import (
+	"context"
+	"sync"
+)
+
+// buffers lends batches of two sizes, for small files and for large chunks,
+// against the memory of the pool.
+type buffers struct {
+	pool  *Pool
+	small int
+	large int
+	free  [2]sync.Pool
+
+	mu   sync.Mutex
+	lent map[*batch]struct{}
+}
+
+func newBuffers(opts Options) *buffers {
+	return &buffers{
+		pool: opts.Pool,
+		// Twice the least contents of a member, so that headers between
+		// small files seldom close it early.
+		small: max(batchSize, 2*int(opts.MinChunkSize)),
+		large: int(opts.ChunkSize) + tailRoom,
+		lent:  map[*batch]struct{}{},
+	}
+}
+
+// get waits for the memory of a batch with room for n bytes of tar.
+func (s *buffers) get(ctx context.Context, n int) (*batch, error) {
+	size, free := s.small, &s.free[0]
+	if n > size {
+		size, free = s.large, &s.free[1]
+	}
+	reserved, err := s.pool.reserve(ctx, 2*int64(size)) // with its output
+	if err != nil {
+		return nil, err
+	}
+	b, ok := free.Get().(*batch)
+	if !ok {
+		b = &batch{tar: make([]byte, 0, size), compressed: make(chan error, 1)}
+	}
+	b.tar, b.members, b.blob = b.tar[:0], b.members[:0], b.blob[:0]
+	b.reserved = reserved
+	b.users.Store(2) // hashTar and writeBlob
+	s.mu.Lock()
+	s.lent[b] = struct{}{}
+	s.mu.Unlock()
+	return b, nil
+}
+
+// put takes a batch back once both of its readers are done with it.
+func (s *buffers) put(b *batch) {
+	if b.users.Add(-1) > 0 {
+		return
+	}
+	s.mu.Lock()
+	delete(s.lent, b)
+	s.mu.Unlock()
+	s.pool.release(b.reserved)
+	free := &s.free[0]
+	if cap(b.tar) > s.small {
+		free = &s.free[1]
+	}
+	free.Put(b)
+}
+
+// close gives back the memory of what an error left lent.
+func (s *buffers) close() {
+	for b := range s.lent {
+		s.pool.release(b.reserved)
+	}
+}

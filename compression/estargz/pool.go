@@ -1,0 +1,63 @@
+package estargz
+
+import (
+	"context"
+	"runtime"
+
+	"golang.org/x/sync/semaphore"
+)
+
+// A Pool is a budget of workers and memory that many writers share, so that
+// many layers at once need no more than one. It is safe for concurrent use.
+type Pool struct {
+	workers *semaphore.Weighted
+	memory  *semaphore.Weighted
+	limit   int64 // of memory, in bytes
+	queue   int   // batches one writer may have under way
+	codecs  [len(codecLevels)]codec
+}
+
+// defaultMemoryPerWorker holds a batch that is being compressed and a few that
+// wait, each with its output.
+const defaultMemoryPerWorker = 32 << 20
+
+// NewPool makes a pool of that many workers that hold about that many bytes of
+// input and output together. Zero means one worker a core, 32 MiB each.
+func NewPool(workers int, memory int64) *Pool {
+	if workers <= 0 {
+		workers = runtime.GOMAXPROCS(0)
+	}
+	if memory <= 0 {
+		memory = int64(workers) * defaultMemoryPerWorker
+	}
+	p := &Pool{
+		workers: semaphore.NewWeighted(int64(workers)),
+		memory:  semaphore.NewWeighted(memory),
+		limit:   memory,
+		// One being compressed by each worker and one ready behind it: a
+		// writer whose output stalls must not hold everybody's memory.
+		queue: 2 * workers,
+	}
+	for i, level := range codecLevels {
+		p.codecs[i].level = level
+	}
+	return p
+}
+
+// reserve waits until n bytes are free and returns how many were taken: what
+// is larger than the whole budget runs alone.
+func (p *Pool) reserve(ctx context.Context, n int64) (int64, error) {
+	n = min(n, p.limit)
+	return n, p.memory.Acquire(ctx, n)
+}
+
+func (p *Pool) release(n int64) { p.memory.Release(n) }
+
+// work runs f when a worker is free.
+func (p *Pool) work(ctx context.Context, f func() error) error {
+	if err := p.workers.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer p.workers.Release(1)
+	return f()
+}

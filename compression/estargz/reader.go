@@ -1,0 +1,169 @@
+package estargz
+
+import (
+	"archive/tar"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	digest "github.com/opencontainers/go-digest"
+)
+
+// A Reader knows the TOC of a blob and reads its files. It is safe for
+// concurrent use.
+type Reader struct {
+	blob      io.ReaderAt
+	payload   int64 // bytes of the blob before the TOC
+	entries   []*Entry
+	files     map[string]*file
+	tocDigest digest.Digest
+}
+
+// OpenOptions says how a blob is opened. The zero value fits a blob that
+// carries its TOC.
+type OpenOptions struct {
+	// TOCDigest is what the TOC must have, from the layer's annotation. Empty
+	// trusts the blob, whose own digest the caller knows to be right.
+	TOCDigest digest.Digest
+	// TOC is read where the blob says that its TOC lies elsewhere: a gzipped
+	// tar with the TOC as its first entry.
+	TOC io.Reader
+}
+
+// ErrExternalTOC is what Open returns for a blob whose TOC lies elsewhere when
+// it was given none.
+var ErrExternalTOC = errors.New("the TOC lies outside the blob")
+
+// Open reads footer and TOC of a blob of size bytes and checks them. Of the
+// contents it reads nothing.
+func Open(blob io.ReaderAt, size int64, opts OpenOptions) (*Reader, error) {
+	f, err := readFooter(blob, size)
+	if err != nil {
+		return nil, fmt.Errorf("estargz: %w", err)
+	}
+	r := &Reader{blob: blob, payload: f.tocOffset}
+	toc := io.Reader(io.NewSectionReader(blob, f.tocOffset, size-f.size-f.tocOffset))
+	where := fmt.Sprintf("TOC at %d", f.tocOffset)
+	if f.external {
+		if opts.TOC == nil {
+			return nil, fmt.Errorf("estargz: %w", ErrExternalTOC)
+		}
+		r.payload, toc, where = size-f.size, opts.TOC, "external TOC"
+	}
+	if err := r.readTOC(toc, opts.TOCDigest); err != nil {
+		return nil, fmt.Errorf("estargz: %s: %w", where, err)
+	}
+	if err := r.index(); err != nil {
+		return nil, fmt.Errorf("estargz: %s: %w", where, err)
+	}
+	return r, nil
+}
+
+// Detect says whether a blob of size bytes is eStargz: it ends in a footer, and
+// where that points there is a TOC. The TOC itself is not checked.
+func Detect(blob io.ReaderAt, size int64) bool {
+	f, err := readFooter(blob, size)
+	if err != nil || f.external {
+		return false
+	}
+	_, _, err = openTOC(io.NewSectionReader(blob, f.tocOffset, size-f.size-f.tocOffset))
+	return err == nil
+}
+
+// openTOC finds the JSON of the TOC and its length in the gzip member that
+// holds it.
+func openTOC(r io.Reader) (io.Reader, int64, error) {
+	z, err := gzip.NewReader(r)
+	if err != nil {
+		return nil, 0, err
+	}
+	z.Multistream(false)
+	t := tar.NewReader(z)
+	h, err := t.Next()
+	if err != nil {
+		return nil, 0, err
+	}
+	if h.Name != tocName || h.Typeflag != tar.TypeReg {
+		return nil, 0, fmt.Errorf("found the tar entry %q, want the file %q", h.Name, tocName)
+	}
+	if h.Size > maxTOCSize {
+		return nil, 0, fmt.Errorf("%d bytes are more than the limit of %d", h.Size, maxTOCSize)
+	}
+	return t, h.Size, nil
+}
+
+func (r *Reader) readTOC(section io.Reader, want digest.Digest) error {
+	toc, _, err := openTOC(section)
+	if err != nil {
+		return err
+	}
+	sum := sha256.New()
+	toc = io.TeeReader(toc, sum)
+	if err := decodeTOC(toc, func(e *Entry) error {
+		r.entries = append(r.entries, e)
+		return nil
+	}); err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, toc); err != nil {
+		return err
+	}
+	r.tocDigest = digest.NewDigest(digest.SHA256, sum)
+	if want != "" && r.tocDigest != want {
+		return fmt.Errorf("its digest is %s, want %s", r.tocDigest, want)
+	}
+	return nil
+}
+
+// TOCDigest returns the digest of the TOC's JSON.
+func (r *Reader) TOCDigest() digest.Digest { return r.tocDigest }
+
+// Entries returns the TOC in its order, chunks included. It must not be
+// changed.
+func (r *Reader) Entries() []*Entry { return r.entries }
+
+// Lookup returns the entry of a path, which may be absolute or relative to the
+// root. Hard links lead to the file they share, directories that only the
+// paths of others imply have an entry too.
+func (r *Reader) Lookup(name string) (*Entry, bool) {
+	f := r.files[cleanName(name)]
+	if f == nil {
+		return nil, false
+	}
+	return f.entry, true
+}
+
+// Chunks returns the entries that hold the contents of a regular file, in the
+// order of the file.
+func (r *Reader) Chunks(name string) []*Entry {
+	f := r.files[cleanName(name)]
+	if f == nil {
+		return nil
+	}
+	return f.chunks
+}
+
+// NumLink returns how many names and subdirectories point to a path, as
+// stat(2) counts them.
+func (r *Reader) NumLink(name string) int {
+	f := r.files[cleanName(name)]
+	if f == nil {
+		return 0
+	}
+	return f.links
+}
+
+// Children returns the names in a directory, each with its entry.
+func (r *Reader) Children(name string) map[string]*Entry {
+	f := r.files[cleanName(name)]
+	if f == nil {
+		return nil
+	}
+	children := make(map[string]*Entry, len(f.children))
+	for base, child := range f.children {
+		children[base] = child.entry
+	}
+	return children
+}

@@ -1,0 +1,132 @@
+package estargz
+
+import "fmt"
+
+// A tocBuilder collects the entries of a TOC in the order of the tar. Of
+// several entries with one name the last counts, as it does for whoever
+// unpacks the tar; what would unpack to something a TOC cannot say is refused.
+type tocBuilder struct {
+	files  []*tocFile
+	byName map[string]*tocFile
+	last   string // name of the last entry, for messages
+}
+
+type tocFile struct {
+	entry    *Entry
+	chunks   []*Entry // beyond the first
+	replaced bool
+	parent   bool // has children
+	linked   bool // a hard link was made to it
+}
+
+func (t *tocBuilder) add(e *Entry) (*tocFile, error) {
+	if t.byName == nil {
+		t.byName = map[string]*tocFile{}
+	}
+	t.last = e.Name
+	name := cleanName(e.Name)
+	if name == "" && e.Type != TypeDir {
+		return nil, fmt.Errorf("tar entry %q: the root is a %s, want a directory", e.Name, e.Type)
+	}
+	if err := t.markParents(name, e); err != nil {
+		return nil, err
+	}
+	f := &tocFile{entry: e}
+	if old := t.byName[name]; old != nil {
+		if err := old.replaceBy(f); err != nil {
+			return nil, err
+		}
+	}
+	if e.Type == TypeHardlink {
+		if target := t.byName[cleanName(e.LinkName)]; target != nil {
+			target.linked = true
+		}
+	}
+	t.byName[name] = f
+	t.files = append(t.files, f)
+	return f, nil
+}
+
+// markParents marks the directories above a name. Those without an entry so
+// far get one that stands in no TOC: an unpacker makes them too.
+func (t *tocBuilder) markParents(name string, e *Entry) error {
+	for name != "" {
+		name = parentName(name)
+		dir := t.byName[name]
+		if dir == nil {
+			dir = &tocFile{entry: &Entry{Name: name, Type: TypeDir}}
+			t.byName[name] = dir
+		} else if dir.entry.Type != TypeDir {
+			return fmt.Errorf("tar entry %q lies under %q, which is a %s; put it under the directory itself", e.Name, dir.entry.Name, dir.entry.Type)
+		}
+		if dir.parent {
+			return nil // so are those above
+		}
+		dir.parent = true
+	}
+	return nil
+}
+
+func (f *tocFile) replaceBy(other *tocFile) error {
+	if f.parent && other.entry.Type != TypeDir {
+		return fmt.Errorf("tar entry %q: a %s takes the place of a directory with files in it", other.entry.Name, other.entry.Type)
+	}
+	if f.linked {
+		return fmt.Errorf("tar entry %q stands twice, and a hard link shares the first one", other.entry.Name)
+	}
+	f.replaced = true
+	other.parent = f.parent
+	return nil
+}
+
+// check finds hard links that lead nowhere.
+func (t *tocBuilder) check() error {
+	for _, f := range t.files {
+		if f.entry.Type != TypeHardlink || f.replaced {
+			continue
+		}
+		_, err := linkTarget(f.entry, func(name string) *Entry {
+			if target := t.byName[name]; target != nil {
+				return target.entry
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("tar: %w", err)
+		}
+	}
+	return nil
+}
+
+// entries returns the TOC.
+func (t *tocBuilder) entries() []*Entry {
+	var all []*Entry
+	for _, f := range t.files {
+		if !f.replaced {
+			all = append(append(all, f.entry), f.chunks...)
+		}
+	}
+	return all
+}
+
+// linkTarget follows a hard link to the file it shares. A link to a link is
+// followed too, a circle ends after as many steps as a name can have links on
+// any file system.
+func linkTarget(e *Entry, lookup func(name string) *Entry) (*Entry, error) {
+	const maxSteps = 100
+	target := e
+	for range maxSteps {
+		if target.Type != TypeHardlink {
+			if target.Type == TypeDir {
+				return nil, fmt.Errorf("hard link %q leads to the directory %q", e.Name, target.Name)
+			}
+			return target, nil
+		}
+		next := lookup(cleanName(target.LinkName))
+		if next == nil {
+			return nil, fmt.Errorf("hard link %q leads to %q, which is not in the layer", e.Name, target.LinkName)
+		}
+		target = next
+	}
+	return nil, fmt.Errorf("hard link %q leads to no file in %d steps", e.Name, maxSteps)
+}
