@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/buildkit/solver/llbsolver/cdidevices"
@@ -28,6 +29,9 @@ func newDevices(cfg config.CDIConfig) (*cdidevices.Manager, error) {
 	_ = cache.Refresh()
 	for path, problems := range cache.GetErrors() {
 		for _, problem := range problems {
+			if errors.Is(problem, fs.ErrNotExist) {
+				continue // none of the default directories has to exist
+			}
 			bklog.L.Warnf("CDI: %s: %v", path, problem)
 		}
 	}

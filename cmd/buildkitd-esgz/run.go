@@ -17,6 +17,14 @@ import (
 // run is the life of the daemon: what it opens it closes again, in reverse,
 // when ctx ends or serving fails.
 func run(ctx context.Context, cfg config.Config, saveCacheDebug bool) (err error) {
+	// First of all: opening a unix socket takes its path away from another
+	// daemon, which must not happen to one that is running on the same state.
+	release, err := lockRoot(cfg.Root)
+	if err != nil {
+		return err
+	}
+	defer release()
+
 	debug, err := startDebugServer(cfg.GRPC.DebugAddress)
 	if err != nil {
 		return err
@@ -28,12 +36,6 @@ func run(ctx context.Context, cfg config.Config, saveCacheDebug bool) (err error
 		return err
 	}
 	defer func() { err = errors.Join(err, telemetry.shutdown()) }()
-
-	release, err := lockRoot(cfg.Root)
-	if err != nil {
-		return err
-	}
-	defer release()
 
 	// Before the controller, whose start may take long: clients wait in the
 	// queue of the socket instead of being refused (moby/buildkit#4618).

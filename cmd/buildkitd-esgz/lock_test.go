@@ -1,0 +1,35 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestLockRoot(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "new", "root")
+	release, err := lockRoot(root)
+	require.NoError(t, err)
+	_, err = lockRoot(root)
+	require.ErrorContains(t, err, "another daemon is running on this state directory; stop it, or choose another with --root")
+
+	release()
+	left, err := os.ReadDir(root)
+	require.NoError(t, err)
+	require.Empty(t, left)
+
+	release, err = lockRoot(root)
+	require.NoError(t, err)
+	release()
+}
+
+// What a daemon that was killed leaves behind does not keep the next one out.
+func TestLockRootAfterCrash(t *testing.T) {
+	root := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(root, "buildkitd.lock"), nil, 0o600))
+	release, err := lockRoot(root)
+	require.NoError(t, err)
+	release()
+}
