@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/cmd/buildkitd/config"
@@ -41,9 +42,10 @@ type Host struct {
 
 // Options is what the daemon adds to BuildKit's workers.
 type Options struct {
-	// WrapExporter may return an exporter that stands in for e, which is what
-	// BuildKit would use for name. Nil leaves all exporters alone.
-	WrapExporter func(name string, e exporter.Exporter) (exporter.Exporter, error)
+	// WrapExporter returns what stands in for e, which is what BuildKit would
+	// use for name. Store is the worker's, where the layers to export are. Nil
+	// leaves all exporters alone.
+	WrapExporter func(name string, e exporter.Exporter, store content.Store) exporter.Exporter
 }
 
 // decorated is BuildKit's worker with Options applied. The embedded worker is
@@ -71,7 +73,7 @@ func (d *decorated) Exporter(name string, sm *session.Manager) (exporter.Exporte
 	if err != nil || d.opt.WrapExporter == nil {
 		return e, err
 	}
-	return d.opt.WrapExporter(name, e)
+	return d.opt.WrapExporter(name, e, d.ContentStore()), nil
 }
 
 // Close closes the snapshotter as well, which BuildKit's worker leaves open: a

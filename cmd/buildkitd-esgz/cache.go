@@ -36,7 +36,7 @@ func newCacheBackends(cfg config.Config, sessions *session.Manager, registries d
 }
 
 func (b *cacheBackends) exporters() map[string]remotecache.ResolveCacheExporterFunc {
-	exporters := map[string]remotecache.ResolveCacheExporterFunc{
+	return map[string]remotecache.ResolveCacheExporterFunc{
 		"registry": registry.ResolveCacheExporterFunc(b.sessions, b.registries),
 		"local":    local.ResolveCacheExporterFunc(b.sessions),
 		"inline":   inline.ResolveCacheExporterFunc(),
@@ -44,10 +44,6 @@ func (b *cacheBackends) exporters() map[string]remotecache.ResolveCacheExporterF
 		"s3":       s3.ResolveCacheExporterFunc(),
 		"azblob":   azblob.ResolveCacheExporterFunc(),
 	}
-	for name, f := range exporters {
-		exporters[name] = wrapCacheExporter(f)
-	}
-	return exporters
 }
 
 // importers has no inline: that cache is inside an image, which registry reads.

@@ -29,6 +29,7 @@ func newController(ctx context.Context, cfg config.Config, t *telemetry, debug *
 	if err != nil {
 		return nil, err
 	}
+	ours := newParts()
 	registries := resolver.NewRegistryConfig(cfg.Registries)
 	workers, err := newWorkers(ctx, cfg, worker.Host{
 		Root:        cfg.Root,
@@ -38,7 +39,7 @@ func newController(ctx context.Context, cfg config.Config, t *telemetry, debug *
 		DNS:         cfg.DNS,
 		CDI:         devices,
 		TraceSocket: cfg.OTEL.SocketPath,
-	})
+	}, ours.worker())
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +71,7 @@ func newController(ctx context.Context, cfg config.Config, t *telemetry, debug *
 		WorkerController:          workers,
 		Frontends:                 frontends,
 		CacheManager:              solver.NewCacheManager(ctx, "local", cache, bkworker.NewCacheResultStorage(workers)),
-		ResolveCacheExporterFuncs: backends.exporters(),
+		ResolveCacheExporterFuncs: ours.cacheExporters(backends.exporters()),
 		ResolveCacheImporterFuncs: backends.importers(),
 		Entitlements:              allowedEntitlements(cfg),
 		TraceCollector:            t.collector,

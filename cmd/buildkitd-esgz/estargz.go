@@ -1,25 +1,41 @@
 package main
 
 import (
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/moby/buildkit/cache/remotecache"
-	"github.com/moby/buildkit/exporter"
+	bkexporter "github.com/moby/buildkit/exporter"
 
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
+	"github.com/buildkitd-esgz/buildkitd-esgz/exporter"
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker"
 )
 
-// This file is where our packages meet BuildKit's: they do not know each other.
-
-// workerOptions is what we add to a worker.
-func workerOptions() worker.Options {
-	return worker.Options{WrapExporter: wrapExporter}
+// parts is where our packages meet BuildKit's: they do not know each other.
+type parts struct {
+	// compressors is the budget of everything that writes eStargz, however many
+	// builds do so at once.
+	compressors *estargz.Pool
 }
 
-// wrapExporter is called for the exporter of every -o, by its type.
-func wrapExporter(_ string, e exporter.Exporter) (exporter.Exporter, error) {
-	return e, nil
+func newParts() *parts {
+	return &parts{compressors: estargz.NewPool(0, 0)}
 }
 
-// wrapCacheExporter is called for every kind of --cache-to.
-func wrapCacheExporter(f remotecache.ResolveCacheExporterFunc) remotecache.ResolveCacheExporterFunc {
-	return f
+// worker is what we add to a worker.
+func (p *parts) worker() worker.Options {
+	return worker.Options{WrapExporter: p.exporter}
+}
+
+// exporter stands in for BuildKit's exporter of one -o.
+func (p *parts) exporter(name string, e bkexporter.Exporter, store content.Store) bkexporter.Exporter {
+	return exporter.Wrap(name, e, store, p.compressors)
+}
+
+// cacheExporters replaces all kinds of --cache-to.
+func (p *parts) cacheExporters(stock map[string]remotecache.ResolveCacheExporterFunc) map[string]remotecache.ResolveCacheExporterFunc {
+	wrapped := make(map[string]remotecache.ResolveCacheExporterFunc, len(stock))
+	for name, resolve := range stock {
+		wrapped[name] = exporter.WrapCache(name, resolve, p.compressors)
+	}
+	return wrapped
 }

@@ -59,7 +59,9 @@ func TestFlagsLikeBuildKit(t *testing.T) {
 		require.Equal(t, want.hidden, got.hidden, "--%s is hidden", name)
 	}
 	for name := range ours {
-		require.Contains(t, theirs, name, "--%s is not a flag of buildkitd", name)
+		if _, ok := theirs[name]; !ok {
+			t.Errorf("--%s is not a flag of buildkitd", name)
+		}
 	}
 }
 

@@ -24,20 +24,20 @@ type kind struct {
 
 // newWorkers starts all configured workers. The first one is the default, and
 // BuildKit uses no other so far.
-func newWorkers(ctx context.Context, cfg config.Config, host worker.Host) (*bkworker.Controller, error) {
+func newWorkers(ctx context.Context, cfg config.Config, host worker.Host, opt worker.Options) (*bkworker.Controller, error) {
 	kinds := []kind{{
 		name:      "oci",
 		enabled:   cfg.Workers.OCI.Enabled,
 		available: func() error { return worker.OCIAvailable(cfg.Workers.OCI) },
 		start: func() (bkworker.Worker, error) {
-			return worker.NewOCI(ctx, cfg.Workers.OCI, host, workerOptions())
+			return worker.NewOCI(ctx, cfg.Workers.OCI, host, opt)
 		},
 	}, {
 		name:      "containerd",
 		enabled:   cfg.Workers.Containerd.Enabled,
 		available: func() error { return worker.ContainerdAvailable(ctx, cfg.Workers.Containerd) },
 		start: func() (bkworker.Worker, error) {
-			return worker.NewContainerd(ctx, cfg.Workers.Containerd, host, workerOptions())
+			return worker.NewContainerd(ctx, cfg.Workers.Containerd, host, opt)
 		},
 	}}
 	workers := &bkworker.Controller{}
