@@ -65,6 +65,9 @@ func errSparse(name string) error {
 // checkEntry says what of an entry the JSON of a TOC cannot hold.
 func checkEntry(e *Entry) error {
 	const fix = "rename it, or use compression=gzip"
+	if n := max(len(e.Name), len(e.LinkName)); n > maxNameSize {
+		return fmt.Errorf("tar entry %.100q: a path of %d bytes is longer than Linux takes, %d; shorten it", e.Name, n, maxNameSize)
+	}
 	if !utf8.ValidString(e.Name) {
 		return fmt.Errorf("tar entry %q: the name is not UTF-8, which eStargz requires; %s", e.Name, fix)
 	}

@@ -57,7 +57,7 @@ func (r *Reader) indexFiles() error {
 		last = nil
 		e.Name = cleanName(e.Name)
 		if err := checkType(e); err != nil {
-			return fmt.Errorf("entry %d (%q): %w", i, e.Name, err)
+			return fmt.Errorf("entry %d (%.100q): %w", i, e.Name, err)
 		}
 		f := &file{entry: e}
 		if e.Type == TypeReg {
@@ -82,6 +82,9 @@ func checkType(e *Entry) error {
 	}
 	if e.Name == "" && e.Type != TypeDir {
 		return fmt.Errorf("the root is a %s", e.Type)
+	}
+	if len(e.Name) > maxNameSize {
+		return fmt.Errorf("the name has %d bytes, more than %d", len(e.Name), maxNameSize)
 	}
 	if strings.ContainsRune(e.Name, 0) {
 		return errors.New("the name has a zero byte")

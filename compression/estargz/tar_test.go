@@ -101,13 +101,13 @@ func ordinary(t testing.TB) []byte {
 		link("usr/bin/su2", "usr/bin/su"),
 		symlink("bin", "usr/bin"),
 		file("usr/bin/large", text(3, 9<<20+17)),
-		file("usr/bin/noise", noise(4, 5<<20)),
-		file("usr/bin/exact", text(5, 8<<20)),
+		file("usr/bin/noise", noise(4, 1<<20)),
+		file("usr/bin/exact", text(5, 4<<20)),
 		device(tar.TypeChar, "dev/null", 1, 3), device(tar.TypeBlock, "dev/sda", 8, 0), device(tar.TypeFifo, "run/fifo", 0, 0),
 		file("etc/.wh.gone", ""), file("var/cache/.wh..wh..opq", ""),
 		file("usr/share/deep/er/than/its/entries/file", "x"),
 	}
-	for i := range 3000 {
+	for i := range 700 {
 		entries = append(entries, file(fmt.Sprintf("usr/share/doc/%04d", i), text(uint64(i), i%5000)).with(func(h *tar.Header) { h.Uid, h.Uname = i%3, fmt.Sprint("user", i%3) }))
 	}
 	return tarOf(t, entries...)

@@ -83,6 +83,10 @@ func (e *Entry) HasContents() bool {
 	return e.Type == TypeChunk || e.Type == TypeReg && e.Size > 0
 }
 
+// maxNameSize is what Linux takes for a path, PATH_MAX. No tool can unpack a
+// longer one.
+const maxNameSize = 4096
+
 // cleanName makes a path relative to the root and lexically safe: no "..", no
 // leading, trailing or double slash. The root itself is "".
 func cleanName(name string) string {
