@@ -219,7 +219,7 @@ func TestWriteRefuses(t *testing.T) {
 		"symlink for a dir":      {tar: tarOf(t, file("lib/a", ""), symlink("lib", "usr/lib")), want: `takes the place of a directory with files in it`},
 		"linked file replaced":   {tar: tarOf(t, file("a", "1"), link("b", "a"), file("a", "2")), want: "a hard link shares the first one"},
 		"root is a file":         {tar: tarOf(t, file("./.", "1")), want: "the root is a reg"},
-		"a path too long":        {tar: tarOf(t, file(strings.Repeat("long/", 900), "")), want: "a path of 4500 bytes is longer than Linux takes"},
+		"a path too long":        {tar: tarOf(t, file(strings.Repeat("long/", 900)+"n", "")), want: "a path of 4501 bytes is longer than Linux takes"},
 		"unknown type":           {tar: tarOf(t, tarEntry{Header: tar.Header{Typeflag: tar.TypeCont, Name: "a"}}), want: "is none that eStargz has"},
 		"level":                  {opts: estargz.Options{Level: 10}, want: "compression level 10: want 1 to 9"},
 		"chunk size":             {opts: estargz.Options{ChunkSize: -1}, want: "chunk size -1"},

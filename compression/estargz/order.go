@@ -1,0 +1,184 @@
+package estargz
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+)
+
+// orderTar reads a tar to its end and returns it in another order.
+func orderTar(r io.Reader, order []string) (io.ReadCloser, error) {
+	f, err := os.CreateTemp("", "estargz-order-")
+	if err != nil {
+		return nil, err
+	}
+	// Without a name it is gone whatever happens to the process.
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	size, err := io.Copy(f, r)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	parts, err := scanTar(io.NewSectionReader(f, 0, size))
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{parts.ordered(f, order), f}, nil
+}
+
+// A part is one file of a tar: its headers, contents and padding.
+type part struct {
+	name, linkName string // clean; linkName of hard links only
+	start, end     int64  // in the tar
+	replaced       bool   // by a later entry with its name, or a landmark
+	taken          bool
+}
+
+type parts struct {
+	all    []*part
+	byName map[string]*part
+}
+
+// scanTar finds the parts of a tar. Of several files with one name the last
+// counts; a TOC and landmarks of an earlier order are left out.
+func scanTar(r io.Reader) (*parts, error) {
+	c := &counter{r: r}
+	t := tar.NewReader(c)
+	p := &parts{byName: map[string]*part{}}
+	var start int64
+	for {
+		h, err := t.Next()
+		if err == io.EOF {
+			return p, nil
+		}
+		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
+			return nil, fmt.Errorf("tar at %d: %w", start, err)
+		}
+		if h.Typeflag == tar.TypeReg {
+			if _, err := io.Copy(io.Discard, t); err != nil {
+				return nil, fmt.Errorf("tar entry %q: %w", h.Name, noEOF(err))
+			}
+		}
+		end := (c.n + blockSize - 1) &^ (blockSize - 1)
+		if err := p.add(h, start, end); err != nil {
+			return nil, err
+		}
+		start = end
+	}
+}
+
+func (p *parts) add(h *tar.Header, start, end int64) error {
+	f := &part{start: start, end: end}
+	p.all = append(p.all, f)
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	f.name = cleanName(h.Name)
+	if h.Typeflag == tar.TypeLink {
+		f.linkName = cleanName(h.Linkname)
+	}
+	switch f.name {
+	case tocName, PrefetchLandmark, NoPrefetchLandmark:
+		if h.Typeflag != tar.TypeReg {
+			return fmt.Errorf("tar entry %q has a name that eStargz needs for a file of its own; rename it, or use compression=gzip", h.Name)
+		}
+		f.replaced = true
+		return nil
+	}
+	if old := p.byName[f.name]; old != nil {
+		old.replaced = true
+	}
+	p.byName[f.name] = f
+	return nil
+}
+
+// ordered returns the tar with the named files first, the landmark behind
+// them, and the rest as it was.
+func (p *parts) ordered(tar io.ReaderAt, order []string) io.Reader {
+	var first []*part
+	for _, name := range order {
+		first = p.take(first, cleanName(name))
+	}
+	landmark := PrefetchLandmark
+	if len(first) == 0 {
+		landmark = NoPrefetchLandmark
+	}
+	readers := []io.Reader{}
+	add := func(f *part) {
+		readers = append(readers, io.NewSectionReader(tar, f.start, f.end-f.start))
+	}
+	for _, f := range first {
+		add(f)
+	}
+	readers = append(readers, bytes.NewReader(landmarkTar(landmark)))
+	for _, f := range p.all {
+		if !f.taken && !f.replaced {
+			add(f)
+		}
+	}
+	return io.MultiReader(append(readers, bytes.NewReader(make([]byte, 2*blockSize)))...)
+}
+
+// take appends a file behind what it needs: the directories above it, and the
+// file that a hard link shares.
+func (p *parts) take(to []*part, name string) []*part {
+	f := p.byName[name]
+	if f == nil || f.taken {
+		return to
+	}
+	f.taken = true
+	if name != "" {
+		to = p.takeParents(to, name)
+	}
+	if f.linkName != "" {
+		to = p.take(to, f.linkName)
+	}
+	return append(to, f)
+}
+
+func (p *parts) takeParents(to []*part, name string) []*part {
+	var above []*part
+	for name != "" {
+		name = parentName(name)
+		if dir := p.byName[name]; dir != nil && !dir.taken {
+			dir.taken = true
+			above = append(above, dir)
+		}
+	}
+	for i := len(above) - 1; i >= 0; i-- {
+		to = append(to, above[i])
+	}
+	return to
+}
+
+func landmarkTar(name string) []byte {
+	var b bytes.Buffer
+	t := tar.NewWriter(&b)
+	err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o444, Size: 1})
+	if err == nil {
+		_, err = t.Write([]byte{landmarkContents})
+	}
+	if err = errors.Join(err, t.Flush()); err != nil {
+		panic(err) // the header is known to be good, the buffer takes all
+	}
+	return b.Bytes()
+}
+
+// A counter counts what was read.
+type counter struct {
+	r io.Reader
+	n int64
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
+}
