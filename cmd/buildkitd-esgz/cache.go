@@ -5,31 +5,31 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/moby/buildkit/cache/remotecache"
 	"github.com/moby/buildkit/cache/remotecache/azblob"
 	"github.com/moby/buildkit/cache/remotecache/gha"
+	"github.com/moby/buildkit/cache/remotecache/gha/ghatypes"
 	"github.com/moby/buildkit/cache/remotecache/inline"
 	"github.com/moby/buildkit/cache/remotecache/local"
 	"github.com/moby/buildkit/cache/remotecache/registry"
 	"github.com/moby/buildkit/cache/remotecache/s3"
 	"github.com/moby/buildkit/cmd/buildkitd/config"
-	"github.com/moby/buildkit/session"
 	policy "github.com/moby/policy-helpers"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker"
 )
 
 // cacheBackends are the places that --cache-to and --cache-from can name.
 type cacheBackends struct {
-	cfg        config.Config
-	sessions   *session.Manager
-	registries docker.RegistryHosts
-	content    content.Store
-	verifier   func() (*policy.Verifier, error)
+	host     worker.Host
+	store    content.Store // of the worker that takes the layers
+	github   *ghatypes.CacheConfig
+	verifier func() (*policy.Verifier, error)
 }
 
-func newCacheBackends(cfg config.Config, sessions *session.Manager, registries docker.RegistryHosts, store content.Store) *cacheBackends {
-	b := &cacheBackends{cfg: cfg, sessions: sessions, registries: registries, content: store}
-	if g := cfg.Cache.GHA; g != nil && g.Verify.Required {
+func newCacheBackends(cfg config.Config, host worker.Host, store content.Store) *cacheBackends {
+	b := &cacheBackends{host: host, store: store, github: cfg.Cache.GHA}
+	if b.github != nil && b.github.Verify.Required {
 		b.verifier = lazyVerifier(cfg.Root)
 	}
 	return b
@@ -37,10 +37,10 @@ func newCacheBackends(cfg config.Config, sessions *session.Manager, registries d
 
 func (b *cacheBackends) exporters() map[string]remotecache.ResolveCacheExporterFunc {
 	return map[string]remotecache.ResolveCacheExporterFunc{
-		"registry": registry.ResolveCacheExporterFunc(b.sessions, b.registries),
-		"local":    local.ResolveCacheExporterFunc(b.sessions),
+		"registry": registry.ResolveCacheExporterFunc(b.host.Sessions, b.host.Registries),
+		"local":    local.ResolveCacheExporterFunc(b.host.Sessions),
 		"inline":   inline.ResolveCacheExporterFunc(),
-		"gha":      gha.ResolveCacheExporterFunc(b.cfg.Cache.GHA, b.verifier),
+		"gha":      gha.ResolveCacheExporterFunc(b.github, b.verifier),
 		"s3":       s3.ResolveCacheExporterFunc(),
 		"azblob":   azblob.ResolveCacheExporterFunc(),
 	}
@@ -49,9 +49,9 @@ func (b *cacheBackends) exporters() map[string]remotecache.ResolveCacheExporterF
 // importers has no inline: that cache is inside an image, which registry reads.
 func (b *cacheBackends) importers() map[string]remotecache.ResolveCacheImporterFunc {
 	return map[string]remotecache.ResolveCacheImporterFunc{
-		"registry": registry.ResolveCacheImporterFunc(b.sessions, b.content, b.registries),
-		"local":    local.ResolveCacheImporterFunc(b.sessions),
-		"gha":      gha.ResolveCacheImporterFunc(b.cfg.Cache.GHA, b.verifier),
+		"registry": registry.ResolveCacheImporterFunc(b.host.Sessions, b.store, b.host.Registries),
+		"local":    local.ResolveCacheImporterFunc(b.host.Sessions),
+		"gha":      gha.ResolveCacheImporterFunc(b.github, b.verifier),
 		"s3":       s3.ResolveCacheImporterFunc(),
 		"azblob":   azblob.ResolveCacheImporterFunc(),
 	}

@@ -21,25 +21,12 @@ import (
 
 // newController puts together what answers BuildKit's API.
 func newController(ctx context.Context, cfg config.Config, t *telemetry, debug *debugServer) (*control.Controller, error) {
-	sessions, err := session.NewManager()
-	if err != nil {
-		return nil, err
-	}
-	devices, err := newDevices(cfg.CDI)
+	host, err := newHost(cfg)
 	if err != nil {
 		return nil, err
 	}
 	ours := newParts()
-	registries := resolver.NewRegistryConfig(cfg.Registries)
-	workers, err := newWorkers(ctx, cfg, worker.Host{
-		Root:        cfg.Root,
-		Version:     clientVersion(),
-		Registries:  registries,
-		Sessions:    sessions,
-		DNS:         cfg.DNS,
-		CDI:         devices,
-		TraceSocket: cfg.OTEL.SocketPath,
-	}, ours.worker())
+	workers, err := newWorkers(ctx, cfg, host, ours.worker())
 	if err != nil {
 		return nil, err
 	}
@@ -51,49 +38,75 @@ func newController(ctx context.Context, cfg config.Config, t *telemetry, debug *
 	if err != nil {
 		return nil, err
 	}
-	cache, err := bboltcachestorage.NewStore(filepath.Join(cfg.Root, "cache.db"))
-	if err != nil {
-		return nil, fmt.Errorf("cache.db: %w", err)
-	}
-	debug.showCache(cache)
-	history, err := openHistory(cfg.Root)
+	state, err := openState(cfg)
 	if err != nil {
 		return nil, err
 	}
-	provenanceEnv, err := loadProvenanceEnv(cfg.ProvenanceEnvDir)
-	if err != nil {
-		return nil, err
-	}
-	backends := newCacheBackends(cfg, sessions, registries, preferred.ContentStore())
+	debug.showCache(state.cache)
+	backends := newCacheBackends(cfg, host, preferred.ContentStore())
 
 	return control.NewController(control.Opt{
-		SessionManager:            sessions,
+		SessionManager:            host.Sessions,
 		WorkerController:          workers,
 		Frontends:                 frontends,
-		CacheManager:              solver.NewCacheManager(ctx, "local", cache, bkworker.NewCacheResultStorage(workers)),
+		CacheManager:              solver.NewCacheManager(ctx, "local", state.cache, bkworker.NewCacheResultStorage(workers)),
 		ResolveCacheExporterFuncs: ours.cacheExporters(backends.exporters()),
 		ResolveCacheImporterFuncs: backends.importers(),
 		Entitlements:              allowedEntitlements(cfg),
 		TraceCollector:            t.collector,
 		MeterProvider:             t.meter,
-		HistoryDB:                 history,
-		CacheStore:                cache,
+		HistoryDB:                 state.history,
+		CacheStore:                state.cache,
 		LeaseManager:              preferred.LeaseManager(),
 		ContentStore:              preferred.ContentStore(),
 		HistoryConfig:             cfg.History,
 		ProxyNetwork:              cfg.ProxyNetwork,
 		GarbageCollect:            preferred.GarbageCollect,
 		GracefulStop:              ctx.Done(),
-		ProvenanceEnv:             provenanceEnv,
+		ProvenanceEnv:             state.provenanceEnv,
 	})
 }
 
-func openHistory(root string) (db.DB, error) {
-	history, err := boltutil.SafeOpen(filepath.Join(root, "history.db"), 0o600, &bolt.Options{
+// newHost returns what all workers have in common.
+func newHost(cfg config.Config) (worker.Host, error) {
+	sessions, err := session.NewManager()
+	if err != nil {
+		return worker.Host{}, err
+	}
+	devices, err := newDevices(cfg.CDI)
+	if err != nil {
+		return worker.Host{}, err
+	}
+	return worker.Host{
+		Root:        cfg.Root,
+		Version:     clientVersion(),
+		Registries:  resolver.NewRegistryConfig(cfg.Registries),
+		Sessions:    sessions,
+		DNS:         cfg.DNS,
+		CDI:         devices,
+		TraceSocket: cfg.OTEL.SocketPath,
+	}, nil
+}
+
+// state is what the controller itself keeps on disk. It closes the databases.
+type state struct {
+	cache         *bboltcachestorage.Store
+	history       db.DB
+	provenanceEnv map[string]any
+}
+
+func openState(cfg config.Config) (s state, err error) {
+	if s.provenanceEnv, err = loadProvenanceEnv(cfg.ProvenanceEnvDir); err != nil {
+		return s, err
+	}
+	if s.cache, err = bboltcachestorage.NewStore(filepath.Join(cfg.Root, "cache.db")); err != nil {
+		return s, fmt.Errorf("cache.db: %w", err)
+	}
+	s.history, err = boltutil.SafeOpen(filepath.Join(cfg.Root, "history.db"), 0o600, &bolt.Options{
 		FreelistType: bolt.FreelistMapType,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("history.db: %w", err)
+		return s, fmt.Errorf("history.db: %w", err)
 	}
-	return history, nil
+	return s, nil
 }

@@ -6,7 +6,6 @@ import (
 	"go/build"
 	"go/parser"
 	"go/token"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
@@ -299,10 +298,4 @@ func TestEnvironment(t *testing.T) {
 	cfg, err = given(t, "--log-level=warn")
 	require.NoError(t, err)
 	require.Equal(t, "warn", cfg.Log.Level)
-}
-
-// A command line that another user's environment cannot change.
-func init() {
-	os.Unsetenv("BUILDKITD_LOG_LEVEL")
-	os.Unsetenv("BUILDKITD_DEBUGADDR")
 }

@@ -35,7 +35,7 @@ func run(ctx context.Context, cfg config.Config, saveCacheDebug bool) (err error
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, telemetry.shutdown()) }()
+	defer telemetry.shutdown()
 
 	// Before the controller, whose start may take long: clients wait in the
 	// queue of the socket instead of being refused (moby/buildkit#4618).

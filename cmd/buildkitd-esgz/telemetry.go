@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/moby/buildkit/util/appcontext"
@@ -34,13 +35,13 @@ type telemetry struct {
 func newTelemetry(ctx context.Context) (t *telemetry, err error) {
 	t = &telemetry{}
 	if t.tracer, err = newTracer(ctx); err != nil {
-		return nil, err
-	}
-	if t.meter, err = newMeter(ctx); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("traces (OTEL_TRACES_EXPORTER and its like): %w", err)
 	}
 	if t.collector, err = newCollector(ctx); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("traces (OTEL_TRACES_EXPORTER and its like): %w", err)
+	}
+	if t.meter, err = newMeter(ctx); err != nil {
+		return nil, fmt.Errorf("metrics (OTEL_METRICS_EXPORTER and its like): %w", err)
 	}
 	return t, nil
 }
@@ -54,11 +55,14 @@ func (t *telemetry) serverStats() stats.Handler {
 	)
 }
 
-// shutdown sends what is left. The collector is closed by the controller.
-func (t *telemetry) shutdown() error {
+// shutdown sends what is left, unless the user is in a hurry. The collector is
+// closed by the controller.
+func (t *telemetry) shutdown() {
 	ctx, cancel := context.WithTimeout(appcontext.Shutdown(), telemetryPatience)
 	defer cancel()
-	return errors.Join(t.tracer.Shutdown(ctx), t.meter.Shutdown(ctx))
+	if err := errors.Join(t.tracer.Shutdown(ctx), t.meter.Shutdown(ctx)); err != nil {
+		bklog.L.WithError(err).Warn("the last spans and metrics may be lost")
+	}
 }
 
 // An exporter is nil if it could not be made and OTEL_IGNORE_ERROR is set.
