@@ -76,6 +76,17 @@ func CheckLayer(blob []byte, desc ocispecs.Descriptor, diffID digest.Digest) (*L
 	return layer, layer.checkSizeAnnotation()
 }
 
+// Unpack returns the tar of an eStargz blob without its TOC, by the stock
+// library.
+func Unpack(blob []byte) ([]byte, error) {
+	r, err := estargz.Unpack(io.NewSectionReader(bytes.NewReader(blob), 0, int64(len(blob))), new(estargz.GzipDecompressor))
+	if err != nil {
+		return nil, fmt.Errorf("stock estargz.Unpack: %w", err)
+	}
+	defer r.Close()
+	return io.ReadAll(r)
+}
+
 // checkTar reads the blob as one who knows nothing of eStargz, and compares
 // each entry to the TOC's.
 func (l *Layer) checkTar(blob []byte, diffID digest.Digest, toc *estargz.Reader, v estargz.TOCEntryVerifier) error {

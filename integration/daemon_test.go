@@ -1,0 +1,186 @@
+package integration
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/buildkit/client"
+	"github.com/stretchr/testify/require"
+)
+
+// A daemon is a build daemon with a root and a socket of its own.
+type daemon struct {
+	*process
+	binary string
+	dir    string
+	env    []string
+	flags  []string
+}
+
+// startDaemon starts the binary for as long as the test.
+func startDaemon(t *testing.T, binary string, flags ...string) *daemon {
+	t.Helper()
+	return startDaemonEnv(t, binary, nil, flags...)
+}
+
+func startDaemonEnv(t *testing.T, binary string, env []string, flags ...string) *daemon {
+	t.Helper()
+	d := &daemon{binary: binary, dir: tempDir(t), env: env, flags: flags}
+	d.start(t)
+	run(t, "mkdir", "-p", d.buildxConfig())
+	d.buildx(t, "create", "--name", "test", "--driver", "remote", d.address())
+	return d
+}
+
+func (d *daemon) start(t *testing.T) {
+	t.Helper()
+	cmd := exec.Command(d.binary, append([]string{
+		"--root", filepath.Join(d.dir, "root"),
+		"--addr", d.address(),
+		"--containerd-worker=false",
+		"--oci-worker-net=host",
+	}, d.flags...)...)
+	cmd.Env = append(os.Environ(), d.env...)
+	d.process = serve(t, d.dir, filepath.Base(d.binary), cmd, func() bool {
+		return exec.Command(tool("buildctl"), "--addr", d.address(), "debug", "workers").Run() == nil
+	})
+}
+
+func (d *daemon) address() string { return "unix://" + filepath.Join(d.dir, "buildkitd.sock") }
+
+func (d *daemon) buildxConfig() string { return filepath.Join(d.dir, "buildx") }
+
+func (d *daemon) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, tool(name), args...)
+	cmd.Env = append(os.Environ(),
+		"BUILDX_CONFIG="+d.buildxConfig(),
+		"BUILDX_BUILDER=test",
+		"BUILDKIT_HOST="+d.address(),
+		"BUILDX_NO_DEFAULT_ATTESTATIONS=1")
+	return cmd
+}
+
+// buildx runs buildx with this daemon as its builder.
+func (d *daemon) buildx(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := output(t, d.command(t.Context(), "buildx", args...))
+	require.NoError(t, err)
+	return out
+}
+
+func (d *daemon) buildctl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := output(t, d.command(t.Context(), "buildctl", args...))
+	require.NoError(t, err)
+	return out
+}
+
+// build builds the directory and fails the test when that fails.
+func (d *daemon) build(t *testing.T, dir string, args ...string) *progress {
+	t.Helper()
+	p, err := d.tryBuild(t, dir, args...)
+	require.NoError(t, err)
+	return p
+}
+
+func (d *daemon) tryBuild(t *testing.T, dir string, args ...string) (*progress, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := d.command(ctx, "buildx", append(append([]string{"build", "--progress=rawjson"}, args...), dir)...)
+	stderr, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	p := readProgress(stderr)
+	if err := cmd.Wait(); err != nil {
+		return p, fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, p.text())
+	}
+	return p, nil
+}
+
+// progress is what a build said while it ran.
+type progress struct {
+	vertexes map[string]*client.Vertex // the last state of each, by name
+	logs     strings.Builder
+	other    strings.Builder // lines that are no progress, as errors are
+}
+
+func readProgress(r io.Reader) *progress {
+	p := &progress{vertexes: map[string]*client.Vertex{}}
+	for dec := json.NewDecoder(r); ; {
+		var status client.SolveStatus
+		err := dec.Decode(&status)
+		if errors.Is(err, io.EOF) {
+			return p
+		}
+		if err != nil {
+			rest, _ := io.ReadAll(io.MultiReader(dec.Buffered(), r))
+			p.other.Write(rest)
+			return p
+		}
+		p.add(&status)
+	}
+}
+
+func (p *progress) add(status *client.SolveStatus) {
+	for _, v := range status.Vertexes {
+		// A cached step is reported again, no longer as cached, when its result
+		// is fetched.
+		if earlier := p.vertexes[v.Name]; earlier != nil && earlier.Cached {
+			v.Cached = true
+		}
+		p.vertexes[v.Name] = v
+	}
+	for _, l := range status.Logs {
+		p.logs.Write(l.Data)
+	}
+}
+
+// text is for a person who looks at a failure.
+func (p *progress) text() string {
+	var b strings.Builder
+	for name, v := range p.vertexes {
+		fmt.Fprintf(&b, "%s cached=%v %s\n", name, v.Cached, v.Error)
+	}
+	return b.String() + p.logs.String() + p.other.String()
+}
+
+// steps are the vertexes of the Dockerfile, by the text of the instruction.
+func (p *progress) steps() []*client.Vertex {
+	var steps []*client.Vertex
+	for name, v := range p.vertexes {
+		if strings.HasPrefix(name, "[") && !strings.HasPrefix(name, "[internal]") {
+			steps = append(steps, v)
+		}
+	}
+	return steps
+}
+
+// writeFiles makes a build context of names and contents.
+func writeFiles(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := tempDir(t)
+	for name, content := range files {
+		file := filepath.Join(dir, name)
+		require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
+		require.NoError(t, os.WriteFile(file, []byte(content), 0o644))
+	}
+	return dir
+}
+
+// estargz is the output that a user asks for, with more attributes.
+func estargz(name string, more ...string) string {
+	return strings.Join(append([]string{
+		"type=image", "push=true", "name=" + name,
+		"compression=estargz", "force-compression=true", "oci-mediatypes=true",
+	}, more...), ",")
+}

@@ -1,0 +1,212 @@
+package integration
+
+import (
+	"bytes"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/moby/sys/mountinfo"
+	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/integration/pushed"
+)
+
+// hardImage has three layers on top of busybox, with everything in them that
+// archives get wrong. Two builds of it have the same files, times included.
+func hardImage(t *testing.T) string {
+	return writeFiles(t, map[string]string{"Dockerfile": `
+FROM ` + busybox(t) + `
+RUN hardfiles lower /hard
+RUN hardfiles upper /hard
+RUN hardfiles random /hard/change/opaque/newer 100000 7 && rm -r /hard/change/file-to-dir /hard/links/below && \
+    touch -d @1700000000 /hard/change /hard/links
+CMD ["hardfiles", "manifest", "/hard", "/bin"]
+`})
+}
+
+// Every reader of the image must see the files that it sees in an uncompressed
+// image that the stock daemon made of the same input.
+func TestSameFilesAsUncompressed(t *testing.T) {
+	needs(t)
+	dir := hardImage(t)
+	image, plain := repository(t)+":estargz", repository(t)+":uncompressed"
+	startDaemon(t, ours).build(t, dir, "--output", estargz(image))
+	startDaemon(t, stock).build(t, dir,
+		"--output", "type=image,push=true,oci-mediatypes=true,compression=uncompressed,force-compression=true,name="+plain)
+
+	requireEStargz(t, image)
+	t.Run("tar of each layer", func(t *testing.T) { requireSameTars(t, plain, image) })
+	t.Run("containerd", func(t *testing.T) {
+		peer := startContainerd(t)
+		truth := peer.runPlain(t, plain)
+		requireHard(t, truth)
+		requireSame(t, truth, peer.runPlain(t, image))
+		// containerd's unpacking takes 1970 for all that is older.
+		const old = "time-before-1970"
+		requireSame(t, without(truth, old), without(peer.runLazily(t, image), old))
+	})
+	t.Run("podman", func(t *testing.T) { requireSame(t, runPodman(t, plain), runPodman(t, image)) })
+	t.Run("umoci", func(t *testing.T) { requireSame(t, unpacked(t, plain), unpacked(t, image)) })
+}
+
+// requireHard makes sure that what was compared is worth it.
+func requireHard(t *testing.T, manifest string) {
+	t.Helper()
+	for _, part := range []string{
+		"hard/chunks", "security.capability=", "owner=3000000:4000000", "mtime=7258118400", "device=7:300",
+		`link="hard/links/a"`, "/file", "hard/change/opaque/newer", "hard/change/has-new-name",
+	} {
+		require.True(t, strings.Contains(manifest, part), "%s is not in the image", part)
+	}
+	for _, part := range []string{"hard/change/deleted", "hard/change/opaque/old", "hard/links/below/"} {
+		require.False(t, strings.Contains(manifest, part), "%s is in the image", part)
+	}
+}
+
+// requireSameTars compares the layers of an uncompressed image to what the
+// stock library unpacks from those of an eStargz image.
+func requireSameTars(t *testing.T, plain, image string) {
+	t.Helper()
+	want, got := onlyImage(t, plain), onlyImage(t, image)
+	require.Len(t, got.Manifest.Layers, len(want.Manifest.Layers))
+	for i := range want.Manifest.Layers {
+		tar, err := want.Blob(t.Context(), want.Manifest.Layers[i])
+		require.NoError(t, err)
+		blob, err := got.Blob(t.Context(), got.Manifest.Layers[i])
+		require.NoError(t, err)
+		unpacked, err := pushed.Unpack(blob)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(tar, unpacked), "layer %d is another tar: %d bytes, uncompressed %d", i, len(unpacked), len(tar))
+	}
+}
+
+func onlyImage(t *testing.T, ref string) *pushed.Image {
+	t.Helper()
+	r, err := pushed.Resolve(t.Context(), ref)
+	require.NoError(t, err)
+	require.Len(t, r.Images, 1)
+	return r.Images[0]
+}
+
+// requireEStargz checks every layer of every image with the stock library.
+func requireEStargz(t *testing.T, image string) []*pushed.Layer {
+	t.Helper()
+	ref, err := pushed.Resolve(t.Context(), image)
+	require.NoError(t, err)
+	require.NotEmpty(t, ref.Images)
+	var all []*pushed.Layer
+	for _, im := range ref.Images {
+		layers, err := im.CheckEStargz(t.Context())
+		require.NoError(t, err)
+		require.NotEmpty(t, layers)
+		all = append(all, layers...)
+	}
+	return all
+}
+
+// requireSame compares line by line, which makes the report readable.
+func requireSame(t *testing.T, want, got string) {
+	t.Helper()
+	in := func(s string) map[string]bool {
+		m := map[string]bool{}
+		for line := range strings.Lines(s) {
+			m[line] = true
+		}
+		return m
+	}
+	wanted, gotten := in(want), in(got)
+	for line := range strings.Lines(want) {
+		if !gotten[line] {
+			t.Errorf("missing:    %s", line)
+		}
+	}
+	for line := range strings.Lines(got) {
+		if !wanted[line] {
+			t.Errorf("unexpected: %s", line)
+		}
+	}
+	require.NotEmpty(t, wanted)
+}
+
+func without(manifest, part string) string {
+	var b strings.Builder
+	for line := range strings.Lines(manifest) {
+		if !strings.Contains(line, part) {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+func runPodman(t *testing.T, image string, command ...string) string {
+	t.Helper()
+	dir := tempDir(t)
+	runc, err := exec.LookPath("runc")
+	require.NoError(t, err)
+	return run(t, "podman", append([]string{
+		"--runtime", runc,
+		"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "overlay",
+		"--cgroup-manager", "cgroupfs", "--events-backend", "none",
+		"run", "--rm", "--quiet", "--tls-verify=false", "--network", "none",
+		// Its own limits are above those of many a machine.
+		"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", image,
+	}, command...)...)
+}
+
+// unpacked copies an image with skopeo, unpacks it with umoci, and says what is
+// in it.
+func unpacked(t *testing.T, image string) string {
+	t.Helper()
+	dir := tempDir(t)
+	layout, rootfs := filepath.Join(dir, "oci")+":it", filepath.Join(dir, "rootfs")
+	run(t, "skopeo", "copy", "--insecure-policy", "--src-tls-verify=false", "docker://"+image, "oci:"+layout)
+	run(t, "umoci", "raw", "unpack", "--image", layout, rootfs)
+	return run(t, hardfiles(t), "manifest", "-root", rootfs, "hard", "bin")
+}
+
+// The stock snapshotter must mount the image, and read of a large file only
+// what the command asks for.
+func TestLazyPull(t *testing.T) {
+	needs(t)
+	const large = 32 << 20
+	dir := writeFiles(t, map[string]string{"Dockerfile": `
+FROM ` + busybox(t) + `
+RUN hardfiles random /large 33554432 1
+RUN echo hello >/small
+`})
+	name := repositoryName(t)
+	startDaemon(t, ours).build(t, dir, "--output", estargz(registry(t)+"/"+name+":latest"))
+
+	p := countingProxy(t)
+	peer := startContainerd(t)
+	image := p.address + "/" + name + ":latest"
+	require.Equal(t, "hello\n", peer.runLazily(t, image, "cat", "/small"))
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(peer.stargzRoot()))
+	require.NoError(t, err)
+	require.Len(t, mounts, 4, "each layer is a mount")
+	for _, m := range mounts {
+		require.Contains(t, m.FSType, "fuse")
+	}
+	require.Positive(t, p.bytes.Load())
+	require.Less(t, p.bytes.Load(), int64(large/4), "bytes read of an image with a file of %d", large)
+
+	require.Equal(t, "33554432\n", peer.ctr(t, "run", "--rm", "--snapshotter", "stargz", image, "all", "sh", "-c", "cat /large | wc -c"))
+	require.Greater(t, p.bytes.Load(), int64(large/2), "reading all of the file must fetch it")
+}
+
+// A name that is not UTF-8 has no place in a TOC, which is JSON. Such a layer is
+// refused with a reason, and can be had as gzip.
+func TestNameNotUTF8(t *testing.T) {
+	needs(t)
+	dir := writeFiles(t, map[string]string{"Dockerfile": `
+FROM ` + busybox(t) + `
+RUN touch "$(printf 'latin1-\351')"
+`})
+	d := startDaemon(t, ours)
+	_, err := d.tryBuild(t, dir, "--output", estargz(repository(t)))
+	require.ErrorContains(t, err, `latin1-\xe9`)
+	require.ErrorContains(t, err, "UTF-8")
+	d.build(t, dir, "--output", "type=image,push=true,compression=gzip,name="+repository(t))
+}
