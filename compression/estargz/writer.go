@@ -183,8 +183,8 @@ func (o *output) hashTar(in <-chan *batch, buffers *buffers) error {
 	file := sha256.New()
 	for b := range in {
 		o.tar.Write(b.tar)
-		for _, m := range b.members {
-			for _, c := range m.chunks {
+		for i := range b.members { // by index: a worker fills in other fields
+			for _, c := range b.members[i].chunks {
 				if c.file != nil {
 					hashFile(file, b.tar[c.start:c.end], c)
 				}
