@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/moby/buildkit/client"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/integration/pushed"
+)
+
+// A contender is a daemon with a compression.
+type contender struct {
+	name        string
+	binary      string // in the directory of tools
+	compression string
+	results     []result
+}
+
+// A result is what one export took.
+type result struct {
+	wall, cpu time.Duration
+	memory    int64 // peak, bytes
+	layers    int64 // bytes of all of them, compressed
+}
+
+// export builds the demo image once, with the stock daemon, and does not export
+// it. Each measurement then starts a daemon on a copy of that root, so all of
+// them have the very same snapshots to make layers of, and none has made one
+// before. The Debian base is a stage of the build, not an image from a
+// registry: as such it would come compressed already.
+func export(ctx context.Context, c *config) error {
+	contenders := []*contender{
+		{name: "stock gzip", binary: "buildkitd", compression: "gzip"},
+		{name: "stock estargz", binary: "buildkitd", compression: "estargz"},
+		{name: "buildkitd-esgz estargz", binary: "buildkitd-esgz", compression: "estargz"},
+	}
+	prepared := filepath.Join(c.work, "prepared")
+	log.Print("building the demo image, to be exported later")
+	if err := prepare(ctx, c, prepared); err != nil {
+		return err
+	}
+	for run := range c.runs {
+		for _, who := range contenders {
+			r, err := measure(ctx, c, prepared, who)
+			if err != nil {
+				return fmt.Errorf("%s: %w", who.name, err)
+			}
+			log.Printf("run %d of %d, %s: %.1fs", run+1, c.runs, who.name, r.wall.Seconds())
+			who.results = append(who.results, r)
+		}
+	}
+	fmt.Print(table(contenders, contenders[1]))
+	fmt.Printf("\nMedians of %d runs; %s.\n", c.runs, machine())
+	return nil
+}
+
+func prepare(ctx context.Context, c *config, root string) (err error) {
+	if err := writeBakeFile(c); err != nil {
+		return err
+	}
+	d, err := startDaemon(ctx, c, c.tool("buildkitd"), root)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.stop()) }()
+	create := d.command(ctx, "buildx", "create", "--name", "bench", "--driver", "remote", d.addr)
+	if out, err := create.CombinedOutput(); err != nil {
+		return fmt.Errorf("buildx create: %w\n%s", err, out)
+	}
+	_, err = d.bake(ctx, "type=cacheonly")
+	return err
+}
+
+func (d *daemon) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, d.c.tool(name), args...)
+	cmd.Env = append(os.Environ(), "BUILDX_CONFIG="+filepath.Join(d.c.work, "buildx"), "BUILDX_BUILDER=bench",
+		"BUILDX_NO_DEFAULT_ATTESTATIONS=1", "BUILDX_BAKE_ENTITLEMENTS_FS=0")
+	return cmd
+}
+
+// writeBakeFile says how the demo image is built upon a stage instead of an
+// image.
+func writeBakeFile(c *config) error {
+	image, err := filepath.Abs(filepath.Join(c.repo, "hack", "image"))
+	if err != nil {
+		return err
+	}
+	type target struct {
+		Context    string            `json:"context"`
+		Dockerfile string            `json:"dockerfile"`
+		Contexts   map[string]string `json:"contexts,omitempty"`
+		Args       map[string]string `json:"args,omitempty"`
+	}
+	file, err := json.Marshal(map[string]any{"target": map[string]target{
+		"base": {Context: c.base, Dockerfile: filepath.Join(image, "base.Dockerfile")},
+		"demo": {
+			Context: image, Dockerfile: filepath.Join(image, "Dockerfile"),
+			Contexts: map[string]string{"base": "target:base"}, Args: map[string]string{"BASE": "base"},
+		},
+	}})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(c.work, "bake.json"), file, 0o600)
+}
+
+func measure(ctx context.Context, c *config, prepared string, who *contender) (r result, err error) {
+	root := filepath.Join(c.work, "root")
+	defer func() { err = errors.Join(err, os.RemoveAll(root)) }()
+	if out, err := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", prepared, root).CombinedOutput(); err != nil {
+		return r, fmt.Errorf("copy the prepared root: %w\n%s", err, out)
+	}
+	d, err := startDaemon(ctx, c, c.tool(who.binary), root)
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, d.stop()) }()
+
+	before, err := d.cpuTime()
+	if err != nil {
+		return r, err
+	}
+	if err := d.forgetPeak(); err != nil {
+		return r, err
+	}
+	image, err := d.bake(ctx, "type=image,name=bench,push=false,oci-mediatypes=true,force-compression=true,compression="+who.compression)
+	if err != nil {
+		return r, err
+	}
+	after, err := d.cpuTime()
+	if err != nil {
+		return r, err
+	}
+	if r.memory, err = d.peakMemory(); err != nil {
+		return r, err
+	}
+	r.wall, r.cpu = image.export, after-before
+	return r, r.weigh(filepath.Join(root, "runc-overlayfs", "content", "blobs"), image.digest, who.compression == "estargz")
+}
+
+// weigh reads the image from the daemon's store, and checks what is eStargz:
+// only what is right counts.
+func (r *result) weigh(blobs string, dgst digest.Digest, estargz bool) error {
+	var manifest ocispecs.Manifest
+	var config ocispecs.Image
+	if err := readJSON(blobs, dgst, &manifest); err != nil {
+		return err
+	}
+	if err := readJSON(blobs, manifest.Config.Digest, &config); err != nil {
+		return err
+	}
+	for i, desc := range manifest.Layers {
+		r.layers += desc.Size
+		if !estargz {
+			continue
+		}
+		blob, err := os.ReadFile(blobFile(blobs, desc.Digest))
+		if err != nil {
+			return err
+		}
+		if _, err := pushed.CheckLayer(blob, desc, config.RootFS.DiffIDs[i]); err != nil {
+			return fmt.Errorf("layer %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+func readJSON(blobs string, dgst digest.Digest, v any) error {
+	raw, err := os.ReadFile(blobFile(blobs, dgst))
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(raw, v)
+}
+
+func blobFile(blobs string, dgst digest.Digest) string {
+	return filepath.Join(blobs, dgst.Algorithm().String(), dgst.Encoded())
+}
+
+// An exported image, and how long the daemon was at it.
+type exported struct {
+	digest digest.Digest
+	export time.Duration
+}
+
+// bake builds the demo image, or takes it from the root when it has been built
+// there, and sends it to the output.
+func (d *daemon) bake(ctx context.Context, output string) (exported, error) {
+	metadata := filepath.Join(d.c.work, "metadata.json")
+	cmd := d.command(ctx, "buildx", "bake", "--file", filepath.Join(d.c.work, "bake.json"), "--progress=rawjson",
+		"--metadata-file", metadata, "--set", "demo.output="+output, "demo")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		return exported{}, fmt.Errorf("buildx bake: %w\n%s", err, stderr.String())
+	}
+	if strings.HasPrefix(output, "type=cacheonly") {
+		return exported{}, nil
+	}
+	took, err := exportTime(stderr.String())
+	if err != nil {
+		return exported{}, err
+	}
+	var answer map[string]map[string]any
+	raw, err := os.ReadFile(metadata)
+	if err != nil {
+		return exported{}, err
+	}
+	if err := json.Unmarshal(raw, &answer); err != nil {
+		return exported{}, err
+	}
+	dgst, _ := answer["demo"]["containerimage.digest"].(string)
+	return exported{digest.Digest(dgst), took}, nil
+}
+
+// exportTime finds in the progress when the export started and ended, by the
+// daemon's clock. A step that was not taken from the cache makes it worthless.
+func exportTime(progress string) (time.Duration, error) {
+	var took time.Duration
+	cached := map[string]bool{}
+	for dec := json.NewDecoder(strings.NewReader(progress)); dec.More(); {
+		var status client.SolveStatus
+		if err := dec.Decode(&status); err != nil {
+			return 0, fmt.Errorf("progress: %w", err)
+		}
+		for _, v := range status.Vertexes {
+			if strings.Contains(v.Name, "] RUN ") {
+				cached[v.Name] = cached[v.Name] || v.Cached
+			}
+			if strings.HasSuffix(v.Name, "exporting to image") && v.Completed != nil {
+				took = v.Completed.Sub(*v.Started)
+			}
+		}
+	}
+	for name, ok := range cached {
+		if !ok {
+			return 0, fmt.Errorf("%s ran again", name)
+		}
+	}
+	if took == 0 || len(cached) == 0 {
+		return 0, errors.New("no export in the progress")
+	}
+	return took, nil
+}
