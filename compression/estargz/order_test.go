@@ -60,7 +60,7 @@ func TestWriteInOrder(t *testing.T) {
 // TestOrderLikeStock compares the order with that of stargz-snapshotter's own
 // builder, which ctr-remote uses.
 func TestOrderLikeStock(t *testing.T) {
-	original := ordinary(t)
+	original := ordinary()
 	order := []string{"usr/bin/su2", "etc/passwd", "usr/bin/large", "etc/shadow"}
 	b, err := stock.Build(section(original), stock.WithPrioritizedFiles(order))
 	require.NoError(t, err)

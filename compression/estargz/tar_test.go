@@ -4,7 +4,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"sync"
 	"testing"
 	"time"
 )
@@ -52,19 +54,23 @@ func xattr(name, value string) func(h *tar.Header) {
 func tarOf(t testing.TB, entries ...tarEntry) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, e := range entries {
-		if err := w.WriteHeader(&e.Header); err != nil {
-			t.Fatalf("%q: %v", e.Name, err)
-		}
-		if _, err := w.Write(e.contents); err != nil {
-			t.Fatalf("%q: %v", e.Name, err)
-		}
-	}
-	if err := w.Close(); err != nil {
+	if err := writeTar(&b, entries); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+func writeTar(to io.Writer, entries []tarEntry) error {
+	w := tar.NewWriter(to)
+	for _, e := range entries {
+		if err := w.WriteHeader(&e.Header); err != nil {
+			return fmt.Errorf("%q: %w", e.Name, err)
+		}
+		if _, err := w.Write(e.contents); err != nil {
+			return fmt.Errorf("%q: %w", e.Name, err)
+		}
+	}
+	return w.Close()
 }
 
 // text is n bytes that compress as text does, the same for the same seed.
@@ -87,8 +93,8 @@ func noise(seed uint64, n int) string {
 	return string(b)
 }
 
-// ordinary is a layer with a bit of everything.
-func ordinary(t testing.TB) []byte {
+// ordinary is a layer with a bit of everything. It must not be changed.
+var ordinary = sync.OnceValue(func() []byte {
 	mtime := time.Date(2024, 2, 29, 12, 0, 0, 0, time.UTC)
 	entries := []tarEntry{
 		dir("./"),
@@ -100,15 +106,19 @@ func ordinary(t testing.TB) []byte {
 		file("usr/bin/ping", text(2, 3000)).with(xattr("security.capability", "\x01\x00\x00\x02\x00\x20\x00\x00\xff\x80")),
 		link("usr/bin/su2", "usr/bin/su"),
 		symlink("bin", "usr/bin"),
-		file("usr/bin/large", text(3, 9<<20+17)),
-		file("usr/bin/noise", noise(4, 1<<20)),
+		file("usr/bin/large", text(3, 5<<20+17)),
+		file("usr/bin/noise", noise(4, 1<<19)),
 		file("usr/bin/exact", text(5, 4<<20)),
 		device(tar.TypeChar, "dev/null", 1, 3), device(tar.TypeBlock, "dev/sda", 8, 0), device(tar.TypeFifo, "run/fifo", 0, 0),
 		file("etc/.wh.gone", ""), file("var/cache/.wh..wh..opq", ""),
 		file("usr/share/deep/er/than/its/entries/file", "x"),
 	}
-	for i := range 700 {
+	for i := range 400 {
 		entries = append(entries, file(fmt.Sprintf("usr/share/doc/%04d", i), text(uint64(i), i%5000)).with(func(h *tar.Header) { h.Uid, h.Uname = i%3, fmt.Sprint("user", i%3) }))
 	}
-	return tarOf(t, entries...)
-}
+	var b bytes.Buffer
+	if err := writeTar(&b, entries); err != nil {
+		panic(err)
+	}
+	return b.Bytes()
+})

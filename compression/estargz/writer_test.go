@@ -127,7 +127,7 @@ func checkContents(t testing.TB, original []byte, r *estargz.Reader) {
 }
 
 func TestWriteKeepsTheTar(t *testing.T) {
-	original := ordinary(t)
+	original := ordinary()
 	for name, opts := range map[string]estargz.Options{
 		"defaults":      {},
 		"fast":          {Level: 1},
@@ -251,7 +251,7 @@ func gnuSparse(t testing.TB) []byte {
 }
 
 func TestWriteIsDeterministic(t *testing.T) {
-	original := ordinary(t)
+	original := ordinary()
 	opts := estargz.Options{ChunkSize: 1 << 20, Level: 5}
 	want, _ := write(t, original, opts)
 	shared := estargz.NewPool(3, 0)
@@ -307,7 +307,7 @@ func (zeroReader) Read(p []byte) (int, error) {
 }
 
 func TestWriteStopsOnErrors(t *testing.T) {
-	original := ordinary(t)
+	original := ordinary()
 	broken := errors.New("broken")
 	before := runtime.NumGoroutine()
 	pool := estargz.NewPool(2, 8<<20)
@@ -348,7 +348,7 @@ type writerFunc func(p []byte) (int, error)
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 func TestWritersShareAPool(t *testing.T) {
-	original := ordinary(t)
+	original := ordinary()
 	want, _ := write(t, original, estargz.Options{})
 	pool := estargz.NewPool(2, 16<<20)
 	results := make(chan error)
