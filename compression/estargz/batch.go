@@ -24,9 +24,7 @@ type batch struct {
 type member struct {
 	start, end int // in batch.tar
 	// tail is where the headers behind the last contents and their padding
-	// start, in batch.tar. The deflate stream has a boundary there, so that
-	// the member can be cut and another header follow, without compressing
-	// the contents again.
+	// start, in batch.tar.
 	tail   int
 	chunks []chunk
 	size   int // compressed

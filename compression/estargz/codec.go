@@ -2,10 +2,12 @@ package estargz
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"sync"
 
-	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/flate"
 )
 
 const (
@@ -20,11 +22,21 @@ const (
 // size at level 6 one level higher, still several times faster.
 var codecLevels = [...]int{0, 1, 2, 3, 4, 5, 7, 7, 8, 9}
 
+// headsLevel is the codec's level for headers. Better levels gain nothing on
+// them, and clear large tables before each.
+const headsLevel = 5
+
 // A codec lends compressors of one level. To make one costs more than to
 // compress a small file with it.
 type codec struct {
-	level   int
-	writers sync.Pool
+	level int
+	free  sync.Pool
+}
+
+// A compressor makes gzip members.
+type compressor struct {
+	contents *flate.Writer
+	heads    *flate.Writer
 }
 
 func (p *Pool) codec(level int) (*codec, error) {
@@ -39,28 +51,32 @@ func (p *Pool) codec(level int) (*codec, error) {
 	return &p.codecs[level], nil
 }
 
-func (c *codec) get() *gzip.Writer {
-	if w, ok := c.writers.Get().(*gzip.Writer); ok {
-		return w
+func (c *codec) get() *compressor {
+	if z, ok := c.free.Get().(*compressor); ok {
+		return z
 	}
-	w, err := gzip.NewWriterLevel(nil, c.level)
+	contents, err := flate.NewWriter(nil, c.level)
 	if err != nil {
 		panic(err) // the level is one of codecLevels
 	}
-	return w
+	heads, err := flate.NewWriter(nil, min(c.level, headsLevel))
+	if err != nil {
+		panic(err)
+	}
+	return &compressor{contents: contents, heads: heads}
 }
+
+func (c *codec) put(z *compressor) { c.free.Put(z) }
 
 // compress turns every member of the batch into a gzip member.
 func (c *codec) compress(b *batch) error {
-	w := c.get()
-	defer c.writers.Put(w)
-
+	z := c.get()
+	defer c.put(z)
 	out := bytes.NewBuffer(b.blob[:0])
 	for i := range b.members {
 		m := &b.members[i]
 		before := out.Len()
-		w.Reset(out)
-		if err := writeMember(w, b.tar, m); err != nil {
+		if err := z.member(out, b.tar[m.start:m.tail], b.tar[m.tail:m.end]); err != nil {
 			return err
 		}
 		m.size = out.Len() - before
@@ -69,21 +85,41 @@ func (c *codec) compress(b *batch) error {
 	return nil
 }
 
-func writeMember(w *gzip.Writer, tar []byte, m *member) error {
-	if m.start < m.tail && m.tail < m.end {
-		if _, err := w.Write(tar[m.start:m.tail]); err != nil {
+// gzipHeader has no name, no time and no system, so that it says nothing of
+// where it was made.
+var gzipHeader = [gzipHeaderSize]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff}
+
+// member writes a gzip member of contents and the heads behind them. Where
+// there are both, each is a deflate stream of its own and the first one ends at
+// a byte without ending the member: other heads can be put in the place of
+// these while the contents stay compressed.
+func (z *compressor) member(out *bytes.Buffer, contents, heads []byte) error {
+	out.Write(gzipHeader[:])
+	if len(contents) > 0 {
+		z.contents.Reset(out)
+		if _, err := z.contents.Write(contents); err != nil {
 			return err
 		}
-		if err := w.Flush(); err != nil {
+		end := z.contents.Flush
+		if len(heads) == 0 {
+			end = z.contents.Close
+		}
+		if err := end(); err != nil {
 			return err
 		}
-		if _, err := w.Write(tar[m.tail:m.end]); err != nil {
-			return err
-		}
-		return w.Close()
 	}
-	if _, err := w.Write(tar[m.start:m.end]); err != nil {
-		return err
+	if len(heads) > 0 || len(contents) == 0 {
+		z.heads.Reset(out)
+		if _, err := z.heads.Write(heads); err != nil {
+			return err
+		}
+		if err := z.heads.Close(); err != nil {
+			return err
+		}
 	}
-	return w.Close()
+	sum := crc32.Update(crc32.ChecksumIEEE(contents), crc32.IEEETable, heads)
+	p := binary.LittleEndian.AppendUint32(out.AvailableBuffer(), sum)
+	p = binary.LittleEndian.AppendUint32(p, uint32(len(contents)+len(heads)))
+	out.Write(p)
+	return nil
 }

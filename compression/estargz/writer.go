@@ -251,14 +251,23 @@ func (o *output) finish(entries []*Entry) (*Info, error) {
 }
 
 func (o *output) writeTOC(toc []byte) error {
-	z := o.codec.get()
-	defer o.codec.writers.Put(z)
-	z.Reset(&o.blob)
-	t := tar.NewWriter(io.MultiWriter(z, &o.tar))
+	var entry bytes.Buffer
+	t := tar.NewWriter(&entry)
 	err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: tocName, Size: int64(len(toc))})
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(t, bytes.NewReader(toc))
-	return errors.Join(err, t.Close(), z.Close())
+	_, err = t.Write(toc)
+	if err = errors.Join(err, t.Close()); err != nil {
+		return err
+	}
+	o.tar.Write(entry.Bytes())
+	z := o.codec.get()
+	defer o.codec.put(z)
+	var member bytes.Buffer
+	if err := z.member(&member, entry.Bytes(), nil); err != nil {
+		return err
+	}
+	_, err = o.blob.Write(member.Bytes())
+	return err
 }
