@@ -208,6 +208,25 @@ func TestEStargzBase(t *testing.T) {
 	}
 }
 
+// Nobody unpacks a base that is eStargz already and that no step reads, so nobody
+// pulls it either, forced compression or not.
+func TestEStargzBaseIsNotPulled(t *testing.T) {
+	needs(t)
+	name := repositoryName(t)
+	startDaemon(t, ours).build(t, helloImage(t), "--output", estargz(registry(t)+"/"+name+":base"))
+
+	p := countingProxy(t)
+	image := p.address + "/" + name
+	dir := writeFiles(t, map[string]string{"Dockerfile": "FROM " + image + ":base\nLABEL is=derived\n"})
+	startDaemon(t, ours).build(t, dir, "--output", estargz(image+":derived"))
+	var size int64
+	for _, layer := range requireEStargz(t, registry(t)+"/"+name+":derived") {
+		size += layer.Descriptor.Size
+	}
+	// The image's config is a blob too.
+	require.Less(t, p.bytes.Load(), size/10, "bytes read of a base of %d", size)
+}
+
 func resolve(t *testing.T, image string) *pushed.Reference {
 	t.Helper()
 	ref, err := pushed.Resolve(t.Context(), image)

@@ -180,7 +180,7 @@ func TestReadsExternalTOC(t *testing.T) {
 	require.NoError(t, err)
 	got, err := io.ReadAll(f)
 	require.NoError(t, err)
-	require.Equal(t, text(3, 5<<20+17), string(got))
+	require.Equal(t, text(3, 2<<20+17), string(got))
 	require.Equal(t, theirs.TOCDigest(), ours.TOCDigest())
 	require.True(t, bytes.Equal(original, unpack(t, blob)))
 }

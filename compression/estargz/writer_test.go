@@ -130,6 +130,7 @@ func TestWriteKeepsTheTar(t *testing.T) {
 	original := ordinary()
 	for name, opts := range map[string]estargz.Options{
 		"defaults":      {},
+		"chunks":        {Level: 2, ChunkSize: 1 << 20},
 		"fast":          {Level: 1},
 		"small":         {Level: 9},
 		"stored":        {Level: estargz.NoCompression},
@@ -143,6 +144,16 @@ func TestWriteKeepsTheTar(t *testing.T) {
 			blob, info := write(t, original, opts)
 			checkBlob(t, original, blob, info)
 		})
+	}
+}
+
+func TestWriteDefaultChunks(t *testing.T) {
+	original := tarOf(t, file("exact", text(1, 8<<20)), file("more", text(2, 4<<20+1)), file("less", text(3, 4<<20-1)))
+	blob, info := write(t, original, estargz.Options{Level: 1})
+	checkBlob(t, original, blob, info)
+	r := open(t, blob)
+	for name, want := range map[string]int{"exact": 2, "more": 2, "less": 1} {
+		require.Len(t, r.Chunks(name), want, name)
 	}
 }
 
@@ -312,10 +323,10 @@ func TestWriteStopsOnErrors(t *testing.T) {
 	before := runtime.NumGoroutine()
 	pool := estargz.NewPool(2, 8<<20)
 
-	_, err := estargz.Write(context.Background(), &failingWriter{after: 1 << 20, err: broken}, bytes.NewReader(original), estargz.Options{Pool: pool})
+	_, err := estargz.Write(context.Background(), &failingWriter{after: 1 << 18, err: broken}, bytes.NewReader(original), estargz.Options{Pool: pool})
 	require.ErrorIs(t, err, broken)
 
-	input := io.MultiReader(bytes.NewReader(original[:6<<20]), iotest.ErrReader(broken))
+	input := io.MultiReader(bytes.NewReader(original[:2<<20]), iotest.ErrReader(broken))
 	_, err = estargz.Write(context.Background(), io.Discard, input, estargz.Options{Pool: pool})
 	require.ErrorIs(t, err, broken)
 
