@@ -47,7 +47,12 @@ step() {
 
 # scratch makes $work, a directory that is gone when the script ends, as is all
 # that was mounted below it.
-scratch() { work=$(mktemp -d "${TMPDIR:-/tmp}/buildkitd-esgz.XXXXXX"); }
+scratch() {
+    work=$(mktemp -d "${TMPDIR:-/tmp}/buildkitd-esgz.XXXXXX")
+    # Daemons mount things there while they work.
+    mkdir "$work/tmp"
+    export TMPDIR=$work/tmp
+}
 
 clean_up() {
     local status=$? i

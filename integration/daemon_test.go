@@ -36,7 +36,6 @@ func startDaemonEnv(t *testing.T, binary string, env []string, flags ...string) 
 	t.Helper()
 	d := &daemon{binary: binary, dir: tempDir(t), env: env, flags: flags}
 	d.start(t)
-	run(t, "mkdir", "-p", d.buildxConfig())
 	d.buildx(t, "create", "--name", "test", "--driver", "remote", d.address())
 	return d
 }
@@ -49,7 +48,10 @@ func (d *daemon) start(t *testing.T) {
 		"--containerd-worker=false",
 		"--oci-worker-net=host",
 	}, d.flags...)...)
-	cmd.Env = append(os.Environ(), d.env...)
+	// What a killed daemon leaves mounted lies in its directory too.
+	tmp := filepath.Join(d.dir, "tmp")
+	require.NoError(t, os.MkdirAll(tmp, 0o700))
+	cmd.Env = append(append(os.Environ(), "TMPDIR="+tmp), d.env...)
 	d.process = serve(t, d.dir, filepath.Base(d.binary), cmd, func() bool {
 		return exec.Command(tool("buildctl"), "--addr", d.address(), "debug", "workers").Run() == nil
 	})

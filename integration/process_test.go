@@ -192,6 +192,16 @@ func removeAll(dir string) error {
 	return os.RemoveAll(dir)
 }
 
+// eventually polls until yes says so. Otherwise the test fails with the reason.
+func eventually(t *testing.T, yes func() bool, reason func() string) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !yes(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			require.Fail(t, "waited too long", reason())
+		}
+	}
+}
+
 // freePort is a loopback port that nobody listened on a moment ago.
 func freePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

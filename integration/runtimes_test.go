@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bytes"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -138,21 +137,6 @@ func without(manifest, part string) string {
 		}
 	}
 	return b.String()
-}
-
-func runPodman(t *testing.T, image string, command ...string) string {
-	t.Helper()
-	dir := tempDir(t)
-	runc, err := exec.LookPath("runc")
-	require.NoError(t, err)
-	return run(t, "podman", append([]string{
-		"--runtime", runc,
-		"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "overlay",
-		"--cgroup-manager", "cgroupfs", "--events-backend", "none",
-		"run", "--rm", "--quiet", "--tls-verify=false", "--network", "none",
-		// Its own limits are above those of many a machine.
-		"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", image,
-	}, command...)...)
 }
 
 // unpacked copies an image with skopeo, unpacks it with umoci, and says what is
