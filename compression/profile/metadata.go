@@ -1,0 +1,64 @@
+package profile
+
+import (
+	"bytes"
+	"compress/gzip"
+	"fmt"
+	"io"
+)
+
+// MetadataKey is where a build's result carries the profile of a platform,
+// followed by a slash and the platform's ID. Neither images nor the answer to
+// the client show it.
+const MetadataKey = "buildkitd-esgz.profile"
+
+// maxPacked bounds the JSON in a result. The largest profile of 100,000 files
+// measures some 15 MB.
+const maxPacked = 64 << 20
+
+// Pack returns the profile as a result carries it. A result may travel to the
+// client and back in messages of 16 MB, whence the compression.
+func (p *Profile) Pack() ([]byte, error) {
+	encoded, err := p.Encode()
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	if _, err := z.Write(encoded); err != nil {
+		return nil, fmt.Errorf("profile: %w", err)
+	}
+	if err := z.Close(); err != nil {
+		return nil, fmt.Errorf("profile: %w", err)
+	}
+	return b.Bytes(), nil
+}
+
+// Attached returns the profile of a platform in a result's metadata, nil if
+// none was made.
+func Attached(metadata map[string][]byte, platform string) (*Profile, error) {
+	packed, ok := metadata[MetadataKey+"/"+platform]
+	if !ok {
+		return nil, nil
+	}
+	encoded, err := unpack(packed)
+	if err != nil {
+		return nil, fmt.Errorf("profile of %s: %w", platform, err)
+	}
+	return Decode(encoded)
+}
+
+func unpack(packed []byte) ([]byte, error) {
+	z, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		return nil, err
+	}
+	encoded, err := io.ReadAll(io.LimitReader(z, maxPacked+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(encoded) > maxPacked {
+		return nil, fmt.Errorf("more than %d bytes", maxPacked)
+	}
+	return encoded, nil
+}
