@@ -14,6 +14,11 @@ type batch struct {
 	members []member
 	blob    []byte // the members, compressed
 
+	// fill makes the tar, on a worker, when whoever submits the batch does
+	// not. filled is closed when the tar is there.
+	fill   func() error
+	filled chan struct{}
+
 	reserved   int64 // bytes of the pool
 	compressed chan error
 	users      atomic.Int32 // who still reads the buffers
@@ -28,6 +33,11 @@ type member struct {
 	tail   int
 	chunks []chunk
 	size   int // compressed
+
+	// deflated are the contents as they were compressed before, nil to
+	// compress them. final says that the stream ends there.
+	deflated []byte
+	final    bool
 }
 
 // A chunk is contents in a member.
@@ -42,7 +52,7 @@ type chunk struct {
 func (b *batch) digestChunks() {
 	for _, m := range b.members {
 		for _, c := range m.chunks {
-			d := digest.NewDigestFromBytes(digest.SHA256, sha256Of(b.tar[c.start:c.end]))
+			d := digestOf(b.tar[c.start:c.end])
 			c.entry.ChunkDigest = d
 			if c.file == nil {
 				c.entry.Digest = d
@@ -64,7 +74,7 @@ func (b *batch) place(offset int64) int64 {
 	return offset
 }
 
-func sha256Of(p []byte) []byte {
+func digestOf(p []byte) digest.Digest {
 	sum := sha256.Sum256(p)
-	return sum[:]
+	return digest.NewDigestFromBytes(digest.SHA256, sum[:])
 }

@@ -43,6 +43,7 @@ func (s *buffers) get(ctx context.Context, n int) (*batch, error) {
 		b = &batch{tar: make([]byte, 0, size), compressed: make(chan error, 1)}
 	}
 	b.tar, b.members, b.blob = b.tar[:0], b.members[:0], b.blob[:0]
+	b.fill, b.filled = nil, make(chan struct{})
 	b.reserved = reserved
 	b.users.Store(2) // hashTar and writeBlob
 	s.mu.Lock()

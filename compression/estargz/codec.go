@@ -76,7 +76,7 @@ func (c *codec) compress(b *batch) error {
 	for i := range b.members {
 		m := &b.members[i]
 		before := out.Len()
-		if err := z.member(out, b.tar[m.start:m.tail], b.tar[m.tail:m.end]); err != nil {
+		if err := z.member(out, b.tar, m); err != nil {
 			return err
 		}
 		m.size = out.Len() - before
@@ -93,27 +93,40 @@ var gzipHeader = [gzipHeaderSize]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff}
 // there are both, each is a deflate stream of its own and the first one ends at
 // a byte without ending the member: other heads can be put in the place of
 // these while the contents stay compressed.
-func (z *compressor) member(out *bytes.Buffer, contents, heads []byte) error {
-	out.Write(gzipHeader[:])
-	if len(contents) > 0 {
-		z.contents.Reset(out)
-		if _, err := z.contents.Write(contents); err != nil {
+func (z *compressor) member(out *bytes.Buffer, tar []byte, m *member) error {
+	contents, heads := tar[m.start:m.tail], tar[m.tail:m.end]
+	if m.final && len(heads) > 0 {
+		// Nothing can follow in this member.
+		if err := z.streams(out, contents, nil, m.deflated, true); err != nil {
 			return err
 		}
-		end := z.contents.Flush
-		if len(heads) == 0 {
-			end = z.contents.Close
+		return z.streams(out, nil, heads, nil, false)
+	}
+	return z.streams(out, contents, heads, m.deflated, m.final)
+}
+
+// emptyFinalBlock ends a deflate stream that is at a byte.
+var emptyFinalBlock = []byte{3, 0}
+
+func (z *compressor) streams(out *bytes.Buffer, contents, heads, deflated []byte, final bool) error {
+	out.Write(gzipHeader[:])
+	switch {
+	case deflated != nil:
+		out.Write(deflated)
+		if !final && len(heads) == 0 {
+			out.Write(emptyFinalBlock)
 		}
-		if err := end(); err != nil {
+	case len(contents) > 0 && len(heads) > 0:
+		if err := deflate(z.contents, out, contents, z.contents.Flush); err != nil {
+			return err
+		}
+	case len(contents) > 0:
+		if err := deflate(z.contents, out, contents, z.contents.Close); err != nil {
 			return err
 		}
 	}
 	if len(heads) > 0 || len(contents) == 0 {
-		z.heads.Reset(out)
-		if _, err := z.heads.Write(heads); err != nil {
-			return err
-		}
-		if err := z.heads.Close(); err != nil {
+		if err := deflate(z.heads, out, heads, z.heads.Close); err != nil {
 			return err
 		}
 	}
@@ -122,4 +135,12 @@ func (z *compressor) member(out *bytes.Buffer, contents, heads []byte) error {
 	p = binary.LittleEndian.AppendUint32(p, uint32(len(contents)+len(heads)))
 	out.Write(p)
 	return nil
+}
+
+func deflate(w *flate.Writer, out *bytes.Buffer, p []byte, end func() error) error {
+	w.Reset(out)
+	if _, err := w.Write(p); err != nil {
+		return err
+	}
+	return end()
 }

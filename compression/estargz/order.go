@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 )
 
 // orderTar reads a tar to its end and returns it in another order.
@@ -37,6 +38,8 @@ func orderTar(r io.Reader, order []string) (io.ReadCloser, error) {
 type part struct {
 	name, linkName string // clean; linkName of hard links only
 	start, end     int64  // in the tar
+	contents       int64  // where they start in the tar; end when there are none
+	modTime        time.Time
 	replaced       bool   // by a later entry with its name, or a landmark
 	taken          bool
 }
@@ -61,21 +64,22 @@ func scanTar(r io.Reader) (*parts, error) {
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
 			return nil, fmt.Errorf("tar at %d: %w", start, err)
 		}
+		contents := c.n
 		if h.Typeflag == tar.TypeReg {
 			if _, err := io.Copy(io.Discard, t); err != nil {
 				return nil, fmt.Errorf("tar entry %q: %w", h.Name, noEOF(err))
 			}
 		}
 		end := (c.n + blockSize - 1) &^ (blockSize - 1)
-		if err := p.add(h, start, end); err != nil {
+		f := &part{start: start, contents: min(contents, end), end: end, modTime: h.ModTime}
+		if err := p.add(h, f); err != nil {
 			return nil, err
 		}
 		start = end
 	}
 }
 
-func (p *parts) add(h *tar.Header, start, end int64) error {
-	f := &part{start: start, end: end}
+func (p *parts) add(h *tar.Header, f *part) error {
 	p.all = append(p.all, f)
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
@@ -99,32 +103,41 @@ func (p *parts) add(h *tar.Header, start, end int64) error {
 	return nil
 }
 
-// ordered returns the tar with the named files first, the landmark behind
-// them, and the rest as it was.
-func (p *parts) ordered(tar io.ReaderAt, order []string) io.Reader {
-	var first []*part
+// inOrder returns the parts with the named files first, a landmark behind them
+// and the rest as it was.
+func (p *parts) inOrder(order []string) (first []*part, landmark string, rest []*part) {
 	for _, name := range order {
 		first = p.take(first, cleanName(name))
 	}
-	landmark := PrefetchLandmark
+	landmark = PrefetchLandmark
 	if len(first) == 0 {
 		landmark = NoPrefetchLandmark
 	}
-	readers := []io.Reader{}
-	add := func(f *part) {
-		readers = append(readers, io.NewSectionReader(tar, f.start, f.end-f.start))
-	}
-	for _, f := range first {
-		add(f)
-	}
-	readers = append(readers, bytes.NewReader(landmarkTar(landmark)))
 	for _, f := range p.all {
 		if !f.taken && !f.replaced {
-			add(f)
+			rest = append(rest, f)
 		}
 	}
-	return io.MultiReader(append(readers, bytes.NewReader(make([]byte, 2*blockSize)))...)
+	return first, landmark, rest
 }
+
+// ordered returns the tar in that order.
+func (p *parts) ordered(tar io.ReaderAt, order []string) io.Reader {
+	first, landmark, rest := p.inOrder(order)
+	readers := []io.Reader{}
+	add := func(parts []*part) {
+		for _, f := range parts {
+			readers = append(readers, io.NewSectionReader(tar, f.start, f.end-f.start))
+		}
+	}
+	add(first)
+	readers = append(readers, bytes.NewReader(landmarkTar(landmark)))
+	add(rest)
+	return io.MultiReader(append(readers, bytes.NewReader(endOfTar[:]))...)
+}
+
+// endOfTar is what ends an archive.
+var endOfTar [2 * blockSize]byte
 
 // take appends a file behind what it needs: the directories above it, and the
 // file that a hard link shares.
@@ -158,10 +171,12 @@ func (p *parts) takeParents(to []*part, name string) []*part {
 	return to
 }
 
+const landmarkMode = 0o444
+
 func landmarkTar(name string) []byte {
 	var b bytes.Buffer
 	t := tar.NewWriter(&b)
-	err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o444, Size: 1})
+	err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: landmarkMode, Size: 1})
 	if err == nil {
 		_, err = t.Write([]byte{landmarkContents})
 	}

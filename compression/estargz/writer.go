@@ -157,12 +157,15 @@ func (o *output) run(ctx context.Context, produce func(next func(int) (*batch, e
 		return produce(
 			func(n int) (*batch, error) { return buffers.get(ctx, n) },
 			func(b *batch) {
+				if b.fill == nil {
+					close(b.filled)
+				}
 				eg.Go(func() error { return o.compress(ctx, b) })
 				toBlob <- b
 				toHash <- b
 			})
 	})
-	eg.Go(func() error { return o.hashTar(toHash, buffers) })
+	eg.Go(func() error { return o.hashTar(ctx, toHash, buffers) })
 	eg.Go(func() error { return o.writeBlob(ctx, toBlob, buffers) })
 
 	err := eg.Wait()
@@ -172,27 +175,44 @@ func (o *output) run(ctx context.Context, produce func(next func(int) (*batch, e
 
 func (o *output) compress(ctx context.Context, b *batch) error {
 	err := o.opts.Pool.work(ctx, func() error {
-		b.digestChunks()
+		if b.fill == nil {
+			b.digestChunks()
+			return o.codec.compress(b)
+		}
+		if err := b.fill(); err != nil {
+			return err
+		}
+		close(b.filled)
 		return o.codec.compress(b)
 	})
 	b.compressed <- err
 	return err
 }
 
-func (o *output) hashTar(in <-chan *batch, buffers *buffers) error {
+// hashTar goes on taking batches after ctx is done, as writeBlob does.
+func (o *output) hashTar(ctx context.Context, in <-chan *batch, buffers *buffers) (err error) {
 	file := sha256.New()
 	for b := range in {
-		o.tar.Write(b.tar)
-		for i := range b.members { // by index: a worker fills in other fields
-			for _, c := range b.members[i].chunks {
-				if c.file != nil {
-					hashFile(file, b.tar[c.start:c.end], c)
-				}
-			}
+		select {
+		case <-b.filled:
+			o.hashBatch(file, b)
+		case <-ctx.Done(): // it may never be filled
+			err = ctx.Err()
 		}
 		buffers.put(b)
 	}
-	return nil
+	return err
+}
+
+func (o *output) hashBatch(file hash.Hash, b *batch) {
+	o.tar.Write(b.tar)
+	for i := range b.members { // by index: a worker fills in other fields
+		for _, c := range b.members[i].chunks {
+			if c.file != nil {
+				hashFile(file, b.tar[c.start:c.end], c)
+			}
+		}
+	}
 }
 
 // hashFile digests a file of several chunks as they pass.
@@ -264,10 +284,10 @@ func (o *output) writeTOC(toc []byte) error {
 	o.tar.Write(entry.Bytes())
 	z := o.codec.get()
 	defer o.codec.put(z)
-	var member bytes.Buffer
-	if err := z.member(&member, entry.Bytes(), nil); err != nil {
+	var compressed bytes.Buffer
+	if err := z.streams(&compressed, entry.Bytes(), nil, nil, false); err != nil {
 		return err
 	}
-	_, err = o.blob.Write(member.Bytes())
+	_, err = o.blob.Write(compressed.Bytes())
 	return err
 }

@@ -1,0 +1,209 @@
+package estargz
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"sort"
+
+	"github.com/klauspost/compress/flate"
+	"github.com/klauspost/compress/gzip"
+	"golang.org/x/sync/errgroup"
+)
+
+// maxHeads bounds the headers behind one file that are kept in memory.
+const maxHeads = 64 << 20
+
+// members are the gzip members of a blob, with the headers in them. The
+// contents stay where they are.
+type members struct {
+	all []*oldMember
+	at  map[int64]*oldMember // by offset
+}
+
+// An oldMember is a member of a blob that is there, or several of which only
+// the first has contents.
+type oldMember struct {
+	blob       io.ReaderAt
+	start, end int64 // in the blob
+	contents   int64 // bytes, padding included
+	heads      []byte
+	sum        uint32 // CRC-32 of both
+
+	// cut is where the deflate stream of the contents ends, counted from
+	// start; zero when it cannot be cut. final says that nothing can follow.
+	cut   int
+	final bool
+}
+
+// members finds the members and reads their headers. They are not reusable
+// when files share one, or chunks are larger than what is held in memory.
+func (r *Reader) members(ctx context.Context) (*members, bool, error) {
+	ms := &members{at: map[int64]*oldMember{}}
+	first := &oldMember{blob: r.blob, end: r.payload}
+	ms.all = append(ms.all, first)
+	var left int64 // of the file, behind the chunk
+	for _, e := range r.entries {
+		if !e.HasContents() {
+			continue
+		}
+		if e.Type == TypeReg {
+			left = e.Size
+		}
+		left -= e.ChunkSize
+		if e.InnerOffset > 0 || ms.at[e.Offset] != nil || e.ChunkSize > MaxChunkSize {
+			return nil, false, nil
+		}
+		m := &oldMember{blob: r.blob, start: e.Offset, end: e.memberEnd, contents: e.ChunkSize}
+		if left == 0 {
+			m.contents += -(e.ChunkOffset + e.ChunkSize) & (blockSize - 1)
+		}
+		ms.all[len(ms.all)-1].end = e.Offset
+		ms.all = append(ms.all, m)
+		ms.at[e.Offset] = m
+	}
+	eg, ctx := errgroup.WithContext(ctx)
+	eg.SetLimit(4)
+	for _, m := range ms.all {
+		eg.Go(func() error {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err := m.readHeads(); err != nil {
+				return fmt.Errorf("estargz: member at %d: %w", m.start, err)
+			}
+			return nil
+		})
+	}
+	return ms, true, eg.Wait()
+}
+
+func (ms *members) largest() int64 {
+	largest := int64(DefaultChunkSize)
+	for _, m := range ms.all {
+		largest = max(largest, m.contents)
+	}
+	return min(largest, MaxChunkSize)
+}
+
+func (m *oldMember) readHeads() error {
+	if m.start == m.end {
+		return nil // a tar that begins with contents there is not
+	}
+	p := make([]byte, m.end-m.start)
+	if _, err := m.blob.ReadAt(p, m.start); err != nil {
+		return noEOF(err)
+	}
+	if len(p) < gzipHeaderSize+gzipTrailerSize {
+		return io.ErrUnexpectedEOF
+	}
+	trailer := p[len(p)-gzipTrailerSize:]
+	m.sum = binary.LittleEndian.Uint32(trailer)
+	size := int64(binary.LittleEndian.Uint32(trailer[4:]))
+	if bytes.Equal(p[:gzipHeaderSize], gzipHeader[:]) && m.contents > 0 && size >= m.contents {
+		if m.findCut(p[:len(p)-gzipTrailerSize], size-m.contents) {
+			return nil
+		}
+	}
+	return m.inflate(p)
+}
+
+// syncMarker ends a deflate stream at a byte without ending the member.
+var syncMarker = []byte{0, 0, 0xff, 0xff}
+
+// findCut finds the boundary behind the contents, with heads of that size
+// behind it. Bytes that look like one and are not do not decompress to the
+// right size; and the checksum is yet to be verified.
+func (m *oldMember) findCut(p []byte, heads int64) bool {
+	if heads > maxHeads {
+		return false
+	}
+	if heads == 0 {
+		// A second member would mean that size is not that of the first.
+		m.final = !bytes.Contains(p[1:], gzipHeader[:])
+		if m.final {
+			m.cut = len(p)
+		}
+		return m.final
+	}
+	for end := len(p); ; {
+		i := bytes.LastIndex(p[:end], syncMarker)
+		if i < gzipHeaderSize {
+			return false
+		}
+		cut := i + len(syncMarker)
+		r := bytes.NewReader(p[cut:])
+		var out bytes.Buffer
+		n, err := io.Copy(&out, io.LimitReader(flate.NewReader(r), heads+1))
+		if err == nil && n == heads && r.Len() == 0 {
+			m.cut, m.heads = cut, out.Bytes()
+			return true
+		}
+		end = i + len(syncMarker) - 1
+	}
+}
+
+// inflate decompresses all to get at the headers. There may be several gzip
+// members.
+func (m *oldMember) inflate(p []byte) error {
+	z, err := gzip.NewReader(bytes.NewReader(p))
+	if err != nil {
+		return err
+	}
+	sum := crc32.NewIEEE()
+	if _, err := io.CopyN(sum, z, m.contents); err != nil {
+		return noEOF(err)
+	}
+	var heads bytes.Buffer
+	n, err := io.Copy(io.MultiWriter(&heads, sum), io.LimitReader(z, maxHeads+1))
+	if err != nil {
+		return err
+	}
+	if n > maxHeads {
+		return errors.New("too many bytes behind the contents")
+	}
+	m.heads, m.sum = heads.Bytes(), sum.Sum32()
+	return nil
+}
+
+// headers is the tar with zeros for contents.
+func (ms *members) headers() *io.SectionReader {
+	h := &headers{}
+	for _, m := range ms.all {
+		h.starts = append(h.starts, h.size)
+		h.size += m.contents + int64(len(m.heads))
+	}
+	h.members = ms.all
+	return io.NewSectionReader(h, 0, h.size)
+}
+
+type headers struct {
+	members []*oldMember
+	starts  []int64 // of each member in the tar
+	size    int64
+}
+
+func (h *headers) ReadAt(p []byte, off int64) (int, error) {
+	n := 0
+	for n < len(p) {
+		at := off + int64(n)
+		if at >= h.size {
+			return n, io.EOF
+		}
+		next := sort.Search(len(h.starts), func(i int) bool { return h.starts[i] > at })
+		m := h.members[next-1]
+		at -= h.starts[next-1]
+		if at < m.contents {
+			zeros := min(len(p)-n, int(m.contents-at))
+			clear(p[n:][:zeros])
+			n += zeros
+			continue
+		}
+		n += copy(p[n:], m.heads[at-m.contents:])
+	}
+	return n, nil
+}

@@ -1,0 +1,259 @@
+package estargz
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"time"
+
+	"github.com/klauspost/compress/flate"
+	"github.com/klauspost/compress/gzip"
+)
+
+// Reorder writes the files of src to w as a blob in another order, as
+// Options.Order has it, and compresses nothing but headers: contents are taken
+// over as they were compressed. A blob of another writer has no boundary
+// between contents and the headers behind them, so that the last chunk of each
+// file is compressed once more; one whose files share members, or with chunks
+// larger than MaxChunkSize, is written anew.
+//
+// The checksum of every member is verified on the way.
+func Reorder(ctx context.Context, w io.Writer, src *Reader, order []string, opts Options) (*Info, error) {
+	members, reusable, err := src.members(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !reusable {
+		tar, err := gzip.NewReader(io.NewSectionReader(src.blob, 0, src.payload))
+		if err != nil {
+			return nil, fmt.Errorf("estargz: %w", noEOF(err))
+		}
+		opts.Order = append([]string{}, order...) // not nil: there is a landmark
+		return Write(ctx, w, tar, opts)
+	}
+	opts.ChunkSize, opts.MinChunkSize = members.largest(), 0
+	o, err := newOutput(w, opts)
+	if err != nil {
+		return nil, err
+	}
+	r := &reorderer{members: members}
+	if err := r.scan(src.entries); err != nil {
+		return nil, err
+	}
+	if err := o.run(ctx, func(next func(int) (*batch, error), submit func(*batch)) error {
+		r.next, r.submit = next, submit
+		return r.reorder(order)
+	}); err != nil {
+		return nil, err
+	}
+	return o.finish(r.toc)
+}
+
+// A reorderer puts the members of a blob together in another order.
+type reorderer struct {
+	members *members
+	parts   *parts
+	files   map[string]*tocFile
+
+	next   func(n int) (*batch, error)
+	submit func(*batch)
+	cur    *batch
+	jobs   []func(tar []byte) error // what fills cur
+	toc    []*Entry
+}
+
+// scan finds the files of the tar and their entries in the TOC.
+func (r *reorderer) scan(entries []*Entry) (err error) {
+	if r.parts, err = scanTar(r.members.headers()); err != nil {
+		return fmt.Errorf("estargz: headers: %w", err)
+	}
+	r.files = map[string]*tocFile{}
+	var last *tocFile
+	for _, e := range entries {
+		c := *e
+		if e.Type == TypeChunk {
+			last.chunks = append(last.chunks, &c)
+			continue
+		}
+		last = &tocFile{entry: &c}
+		r.files[e.Name] = last
+	}
+	return nil
+}
+
+func (r *reorderer) reorder(order []string) error {
+	first, landmark, rest := r.parts.inOrder(order)
+	for _, f := range first {
+		if err := r.part(f); err != nil {
+			return err
+		}
+	}
+	if err := r.landmark(landmark); err != nil {
+		return err
+	}
+	for _, f := range rest {
+		if err := r.part(f); err != nil {
+			return err
+		}
+	}
+	if err := r.heads(endOfTar[:]); err != nil {
+		return err
+	}
+	r.hand()
+	return nil
+}
+
+// part appends a file.
+func (r *reorderer) part(f *part) error {
+	heads := make([]byte, f.contents-f.start)
+	if _, err := r.members.headers().ReadAt(heads, f.start); err != nil {
+		return fmt.Errorf("estargz: headers of %q: %w", f.name, noEOF(err))
+	}
+	if err := r.heads(heads); err != nil {
+		return err
+	}
+	file := r.files[f.name]
+	if file == nil {
+		if f.name != "" || f.contents < f.end {
+			return fmt.Errorf("estargz: the TOC lacks %q", f.name)
+		}
+		return nil // a global header
+	}
+	// Others round it, and leave that of the epoch out.
+	file.entry.ModTime = f.modTime
+	r.toc = append(append(r.toc, file.entry), file.chunks...)
+	if !file.entry.HasContents() {
+		return nil
+	}
+	for _, e := range append([]*Entry{file.entry}, file.chunks...) {
+		if err := r.chunk(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *reorderer) landmark(name string) error {
+	p := landmarkTar(name)
+	if err := r.heads(p[:blockSize]); err != nil {
+		return err
+	}
+	digest := digestOf(p[blockSize : blockSize+1])
+	e := &Entry{Name: name, Type: TypeReg, Size: 1, Mode: landmarkMode, ModTime: time.Unix(0, 0), ChunkSize: 1, Digest: digest, ChunkDigest: digest}
+	r.toc = append(r.toc, e)
+	m, err := r.member(blockSize, 0)
+	if err != nil {
+		return err
+	}
+	m.chunks = []chunk{{entry: e, start: m.start, end: m.start + 1}}
+	copy(r.cur.tar[m.start:m.end], p[blockSize:])
+	return nil
+}
+
+// chunk appends a member with the contents of an old one.
+func (r *reorderer) chunk(e *Entry) error {
+	old := r.members.at[e.Offset]
+	size := int(old.contents)
+	m, err := r.member(size, tailRoom)
+	if err != nil {
+		return err
+	}
+	m.chunks = []chunk{{entry: e, start: m.start, end: m.start + int(e.ChunkSize)}}
+	b, i := r.cur, len(r.cur.members)-1
+	r.jobs = append(r.jobs, func(tar []byte) error { return old.restore(&b.members[i], tar) })
+	return nil
+}
+
+// member opens a member for n bytes of contents.
+func (r *reorderer) member(n, room int) (*member, error) {
+	if r.cur == nil || len(r.cur.tar)+n > cap(r.cur.tar) {
+		if err := r.nextBatch(n + room); err != nil {
+			return nil, err
+		}
+	}
+	b := r.cur
+	start := len(b.tar)
+	b.tar = b.tar[:start+n]
+	b.members = append(b.members, member{start: start, tail: start + n, end: start + n})
+	return &b.members[len(b.members)-1], nil
+}
+
+// heads appends headers to the last member, or to one of their own where that
+// has no room.
+func (r *reorderer) heads(p []byte) error {
+	for len(p) > 0 {
+		if r.cur == nil || len(r.cur.tar) == cap(r.cur.tar) {
+			if err := r.nextBatch(0); err != nil {
+				return err
+			}
+		}
+		b := r.cur
+		if len(b.members) == 0 {
+			b.members = append(b.members, member{})
+		}
+		n := min(len(p), cap(b.tar)-len(b.tar))
+		b.tar = append(b.tar, p[:n]...)
+		b.members[len(b.members)-1].end = len(b.tar)
+		p = p[n:]
+	}
+	return nil
+}
+
+func (r *reorderer) nextBatch(n int) (err error) {
+	r.hand()
+	r.cur, err = r.next(n)
+	return err
+}
+
+// hand hands the batch on. Its contents are restored by a worker.
+func (r *reorderer) hand() {
+	if r.cur == nil {
+		return
+	}
+	b, jobs := r.cur, r.jobs
+	b.fill = func() error {
+		for _, job := range jobs {
+			if err := job(b.tar); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	r.submit(b)
+	r.cur, r.jobs = nil, nil
+}
+
+// restore decompresses the contents of an old member to where a new one has
+// them, and lends the new one their compressed form.
+func (old *oldMember) restore(m *member, tar []byte) error {
+	p := make([]byte, old.end-old.start)
+	if _, err := old.blob.ReadAt(p, old.start); err != nil {
+		return fmt.Errorf("estargz: member at %d: %w", old.start, noEOF(err))
+	}
+	contents := tar[m.start:m.tail]
+	if err := old.decompress(contents, p); err != nil {
+		return fmt.Errorf("estargz: member at %d: %w", old.start, noEOF(err))
+	}
+	if sum := crc32.Update(crc32.ChecksumIEEE(contents), crc32.IEEETable, old.heads); sum != old.sum {
+		return fmt.Errorf("estargz: member at %d: checksum %08x, want %08x", old.start, sum, old.sum)
+	}
+	if old.cut > 0 {
+		m.deflated, m.final = p[gzipHeaderSize:old.cut], old.final
+	}
+	return nil
+}
+
+func (old *oldMember) decompress(to, member []byte) error {
+	var z io.ReadCloser
+	var err error
+	if old.cut > 0 {
+		z = flate.NewReader(bytes.NewReader(member[gzipHeaderSize:old.cut]))
+	} else if z, err = gzip.NewReader(bytes.NewReader(member)); err != nil {
+		return err
+	}
+	defer z.Close()
+	_, err = io.ReadFull(z, to)
+	return err
+}

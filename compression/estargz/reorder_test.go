@@ -1,0 +1,98 @@
+package estargz_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"testing"
+
+	stock "github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
+)
+
+func reorder(t testing.TB, blob []byte, order []string, opts estargz.Options) ([]byte, *estargz.Info) {
+	t.Helper()
+	var b bytes.Buffer
+	info, err := estargz.Reorder(context.Background(), &b, open(t, blob), order, opts)
+	require.NoError(t, err)
+	return b.Bytes(), info
+}
+
+// TestReorder: a blob in another order is the very blob's tar in that order,
+// whoever wrote the blob.
+func TestReorder(t *testing.T) {
+	original := ordinary()
+	order := []string{"usr/bin/su2", "etc/passwd", "usr/bin/large", "usr/share/doc/0100", "etc/shadow", "nowhere"}
+
+	plain, _ := write(t, original, estargz.Options{})
+	chunked, _ := write(t, original, estargz.Options{ChunkSize: 1 << 20})
+	shared, _ := write(t, original, estargz.Options{MinChunkSize: 50_000})
+	stored, _ := write(t, original, estargz.Options{Level: estargz.NoCompression})
+	twice, _ := reorder(t, plain, []string{"dev/null", "etc/shadow"}, estargz.Options{})
+	back, _ := reorder(t, twice, []string{}, estargz.Options{})
+	var b bytes.Buffer
+	w := stock.NewWriterLevel(&b, 6)
+	require.NoError(t, w.AppendTarLossLess(bytes.NewReader(original)))
+	_, err := w.Close()
+	require.NoError(t, err)
+
+	for name, blob := range map[string][]byte{
+		"plain": plain, "chunked": chunked, "shared": shared, "stored": stored, "reordered": back, "stock": b.Bytes(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			ordered, _ := write(t, unpack(t, blob), estargz.Options{Order: order, Level: 1})
+			want := unpack(t, ordered)
+			got, info := reorder(t, blob, order, estargz.Options{})
+			require.True(t, bytes.Equal(want, unpack(t, got)), "another tar")
+			checkBlob(t, want, got, info)
+			theirs := stockOpen(t, got)
+			_, err := theirs.VerifyTOC(info.TOCDigest)
+			require.NoError(t, err)
+			agree(t, got, open(t, got), theirs)
+
+			again, _ := reorder(t, blob, order, estargz.Options{Pool: estargz.NewPool(1, 1)})
+			require.True(t, bytes.Equal(got, again), "another blob the second time")
+		})
+	}
+}
+
+// TestReorderKeepsCompressedContents: what is costly was done before.
+func TestReorderKeepsCompressedContents(t *testing.T) {
+	blob, _ := write(t, ordinary(), estargz.Options{Level: 9})
+	got, _ := reorder(t, blob, []string{"usr/bin/noise", "usr/bin/large", "etc/passwd"}, estargz.Options{Level: 1})
+	before, after := open(t, blob), open(t, got)
+	for _, e := range before.Entries() {
+		if e.Size < 10_000 {
+			continue
+		}
+		moved, ok := after.Lookup(e.Name)
+		require.True(t, ok)
+		const n = 1000 // the least that 10,000 bytes compress to here
+		require.Equal(t, blob[e.Offset:][:n], got[moved.Offset:][:n], e.Name)
+	}
+	require.InDelta(t, len(blob), len(got), float64(len(blob))/100)
+}
+
+func TestReorderRefusesDamage(t *testing.T) {
+	blob, _ := write(t, ordinary(), estargz.Options{})
+	e, _ := open(t, blob).Lookup("usr/bin/noise")
+	for _, at := range []int64{e.Offset + 3, e.Offset + 100, (e.Offset + e.MemberEnd()) / 2, e.MemberEnd() - 6} {
+		damaged := bytes.Clone(blob)
+		damaged[at] ^= 0x20
+		_, err := estargz.Reorder(context.Background(), io.Discard, open(t, damaged), []string{"etc/passwd"}, estargz.Options{})
+		require.ErrorContains(t, err, "member at")
+	}
+}
+
+func BenchmarkReorder(b *testing.B) {
+	input := benchTar(b)
+	blob, _ := write(b, input, estargz.Options{})
+	b.SetBytes(int64(len(input)))
+	pool := estargz.NewPool(0, 0)
+	for b.Loop() {
+		_, err := estargz.Reorder(context.Background(), io.Discard, open(b, blob), []string{"etc/passwd"}, estargz.Options{Pool: pool})
+		require.NoError(b, err)
+	}
+}
