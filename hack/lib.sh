@@ -58,6 +58,7 @@ clean_up() {
     local status=$? i
     trap '' INT TERM HUP
     [ -z "$step_group" ] || kill -TERM -- "-$step_group" 2>/dev/null || true
+    [ -z "${CONTAINERD_ADDRESS:-}" ] || end_containers
     # The last one started goes first, since it uses the others.
     for ((i = ${#served[@]} - 1; i >= 0; i--)); do
         stop "${served[i]}"
@@ -68,6 +69,13 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
+
+# end_containers: a container outlives the command that runs it, and containerd.
+end_containers() {
+    "$bin/ctr" tasks ls -q 2>/dev/null | while read -r id; do
+        "$bin/ctr" tasks rm --force "$id" >/dev/null 2>&1 || true
+    done
+}
 
 remove_scratch() {
     # Deepest mounts first.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -46,6 +47,12 @@ state = %q
 	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
 	serve(t, dir, "containerd", cmd, func() bool {
 		return exec.Command(tool("ctr"), "--address", p.address, "version").Run() == nil
+	})
+	t.Cleanup(func() {
+		// A container outlives the command that runs it, and containerd.
+		for id := range strings.FieldsSeq(p.ctr(t, "tasks", "ls", "-q")) {
+			p.ctr(t, "tasks", "rm", "--force", id)
+		}
 	})
 	return p
 }

@@ -128,7 +128,7 @@ func serve(t *testing.T, dir, name string, cmd *exec.Cmd, ready func() bool) *pr
 // run runs a command to its end, and fails the test when it fails.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	out, err := output(t, exec.CommandContext(t.Context(), tool(name), args...))
+	out, err := output(t, exec.Command(tool(name), args...))
 	require.NoError(t, err)
 	return out
 }

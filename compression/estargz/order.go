@@ -40,7 +40,7 @@ type part struct {
 	start, end     int64  // in the tar
 	contents       int64  // where they start in the tar; end when there are none
 	modTime        time.Time
-	replaced       bool   // by a later entry with its name, or a landmark
+	replaced       bool // by a later entry with its name, or a landmark
 	taken          bool
 }
 
