@@ -202,6 +202,12 @@ func checkHostile(t *testing.T, blob []byte) {
 		}
 		r.Children(e.Name)
 	}
+	var b bytes.Buffer
+	if info, err := estargz.Reorder(context.Background(), &b, r, []string{"b"}, estargz.Options{Level: 1}); err == nil {
+		if _, err := estargz.Open(bytes.NewReader(b.Bytes()), info.Size, estargz.OpenOptions{TOCDigest: info.TOCDigest}); err != nil {
+			t.Fatalf("what was reordered cannot be opened: %v", err)
+		}
+	}
 }
 
 // FuzzWriter writes whatever tar. What is not refused must come back whole and
