@@ -1,0 +1,159 @@
+package frontend
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"slices"
+	"sync"
+
+	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/client/buildid"
+	"github.com/moby/buildkit/util/entitlements"
+	"google.golang.org/grpc"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
+)
+
+// Requests knows what the exporters of the builds under way want. It is safe
+// for concurrent use.
+//
+// A build is known by its ref, which the client makes up for one call of
+// Control.Solve. The session would not do: clients may run several builds in
+// one, and the frontend of a build that is solved by a client-side gateway, as
+// buildx does it, is called by another request on the same session. That
+// request names the ref.
+type Requests struct {
+	compression string
+
+	mu    sync.Mutex
+	byRef map[string]*wish
+}
+
+// A wish is what the exporters of a build want.
+type wish struct {
+	request *profile.Request
+	// exportsCache says that the profile has to be part of the build cache
+	// that goes elsewhere.
+	exportsCache bool
+}
+
+// NewRequests returns the requests of exporters that use the compression of
+// that name. To others a profile is of no use.
+func NewRequests(compression string) *Requests {
+	return &Requests{compression: compression, byRef: map[string]*wish{}}
+}
+
+// UnaryServerInterceptor looks at the calls of Control.Solve, and refuses those
+// whose exporters ask for what cannot work.
+func (r *Requests) UnaryServerInterceptor(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	solve, ok := req.(*controlapi.SolveRequest)
+	if !ok || info.FullMethod != controlapi.Control_Solve_FullMethodName {
+		return handler(ctx, req)
+	}
+	ctx, end, err := r.begin(ctx, solve)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	return handler(ctx, req)
+}
+
+// begin remembers what a build wants until end. The returned context is for
+// frontends that run within the call itself.
+func (r *Requests) begin(ctx context.Context, req *controlapi.SolveRequest) (_ context.Context, end func(), err error) {
+	request, err := r.parse(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	if request == nil || request.None() {
+		return ctx, func() {}, nil
+	}
+	w := &wish{request: request, exportsCache: exportsCache(req.Cache)}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, known := r.byRef[req.Ref]; known {
+		return ctx, func() {}, nil // BuildKit refuses a ref that is in use
+	}
+	r.byRef[req.Ref] = w
+	return context.WithValue(ctx, wishKey{}, w), func() { r.forget(req.Ref) }, nil
+}
+
+func (r *Requests) forget(ref string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.byRef, ref)
+}
+
+type wishKey struct{}
+
+// of returns what the build wants that ctx belongs to, nil for nothing.
+func (r *Requests) of(ctx context.Context) *wish {
+	if w, ok := ctx.Value(wishKey{}).(*wish); ok {
+		return w
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.byRef[buildid.FromIncomingContext(ctx)]
+}
+
+// parse returns what all exporters together want, nil if nobody does. Their
+// images share a result, and so its profile: one may do without, but two that
+// differ have no answer.
+func (r *Requests) parse(req *controlapi.SolveRequest) (*profile.Request, error) {
+	var wanted *profile.Request
+	for _, attrs := range exporters(req) {
+		if attrs["compression"] != r.compression {
+			continue
+		}
+		one, _, err := profile.ParseRequest(attrs)
+		if err != nil {
+			return nil, err
+		}
+		if err := possible(one, attrs, req); err != nil {
+			return nil, err
+		}
+		if wanted != nil && !one.None() && !reflect.DeepEqual(wanted, one) {
+			return nil, fmt.Errorf("exporters that ask for different profiles: give all of them the same estargz-profile attributes, or estargz-profile=none")
+		}
+		if !one.None() {
+			wanted = one
+		}
+	}
+	if !usesFrontend(req) {
+		return nil, nil
+	}
+	return wanted, nil
+}
+
+func possible(r *profile.Request, attrs map[string]string, req *controlapi.SolveRequest) error {
+	switch {
+	case r.None():
+		return nil
+	case !usesFrontend(req) && profile.Asked(attrs):
+		return fmt.Errorf("estargz-profile: a build that is given as LLB has no image to run; build with a frontend, or leave the attribute out")
+	case r.Network == profile.HostNetwork && !slices.Contains(req.Entitlements, string(entitlements.EntitlementNetworkHost)):
+		return fmt.Errorf("estargz-profile-network=%s: needs --allow %s", r.Network, entitlements.EntitlementNetworkHost)
+	}
+	return nil
+}
+
+// usesFrontend is true of clients that call the frontend later, too.
+func usesFrontend(req *controlapi.SolveRequest) bool { return len(req.GetDefinition().GetDef()) == 0 }
+
+// exporters returns the attributes of each exporter. Clients before BuildKit
+// 0.13 can name one only.
+func exporters(req *controlapi.SolveRequest) []map[string]string {
+	if len(req.Exporters) == 0 && req.ExporterDeprecated != "" {
+		return []map[string]string{req.ExporterAttrsDeprecated}
+	}
+	var all []map[string]string
+	for _, e := range req.Exporters {
+		all = append(all, e.GetAttrs())
+	}
+	return all
+}
+
+func exportsCache(c *controlapi.CacheOptions) bool {
+	return len(c.GetExports()) > 0 || c.GetExportRefDeprecated() != ""
+}
