@@ -1,0 +1,286 @@
+package record
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/moby/buildkit/executor"
+	"github.com/moby/buildkit/executor/oci"
+	"github.com/moby/buildkit/executor/resources"
+	"github.com/moby/buildkit/executor/runcexecutor"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/network"
+	"github.com/moby/sys/mountinfo"
+	"github.com/moby/sys/user"
+)
+
+// A sandbox runs processes by BuildKit's executor over runc, in a root
+// filesystem of two layers and an upper directory.
+type sandbox struct {
+	t     *testing.T
+	inner executor.Executor
+	lower string // the topmost layer
+	base  string
+	upper string
+	work  string
+	out   string // where the profile goes
+	plain bool   // without a marker
+	binds []executor.Mount
+	meta  executor.Meta
+
+	stdout, stderr output
+}
+
+// newSandbox makes a root filesystem of busybox and the workload command. It
+// skips without root, and checks at the end that nothing is left.
+func newSandbox(t *testing.T) *sandbox {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: runc, overlay mounts and fanotify")
+	}
+	for _, command := range []string{"runc", "busybox"} {
+		if _, err := exec.LookPath(command); err != nil {
+			t.Skip("needs " + command)
+		}
+	}
+	dir := t.TempDir()
+	s := &sandbox{t: t, base: dir + "/base", lower: dir + "/lower", upper: dir + "/upper", work: dir + "/work", out: dir + "/out"}
+	for _, d := range []string{s.upper, s.work, s.out, s.base + "/bin", s.base + "/etc", s.base + "/data", s.base + "/tmp", s.base + "/proc", s.lower + "/data"} {
+		check(t, os.MkdirAll(d, 0o755))
+	}
+	check(t, os.Chmod(s.base+"/tmp", 0o1777))
+	busybox, _ := exec.LookPath("busybox")
+	copyFile(t, busybox, s.base+"/bin/busybox")
+	copyFile(t, workloadCommand(t), s.base+"/bin/workload")
+	for _, name := range []string{"sh", "cat", "sleep", "rm", "mv", "setsid", "dd", "ln"} {
+		check(t, os.Symlink("busybox", s.base+"/bin/"+name))
+	}
+	s.file("/etc/passwd", "root:x:0:0::/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n")
+	s.file("/etc/group", "root:x:0:\napp:x:1000:\n")
+	monitor, err := resources.NewMonitor()
+	check(t, err)
+	s.inner, err = runcexecutor.New(runcexecutor.Opt{Root: dir + "/executor", ProcessMode: oci.ProcessSandbox, ResourceMonitor: monitor},
+		map[pb.NetMode]network.Provider{pb.NetMode_NONE: network.NewNoneProvider()})
+	check(t, err)
+	before := mountpointsBelow(t)
+	t.Cleanup(func() {
+		if after := mountpointsBelow(t); !slices.Equal(before, after) {
+			t.Errorf("mounts were %q and are %q", before, after)
+		}
+	})
+	return s
+}
+
+func mountpointsBelow(t *testing.T) []string {
+	t.Helper()
+	infos, err := mountinfo.GetMounts(nil)
+	check(t, err)
+	var points []string
+	for _, info := range infos {
+		if strings.Contains(info.Mountpoint, "buildkitd-esgz") || strings.Contains(info.Mountpoint, filepath.Base(os.TempDir())+"/"+t.Name()) {
+			points = append(points, info.Mountpoint)
+		}
+	}
+	left, err := filepath.Glob(os.TempDir() + "/buildkitd-esgz-*")
+	check(t, err)
+	return append(points, left...)
+}
+
+// file writes a file of the lower layer, and link a symlink.
+func (s *sandbox) file(name, content string) {
+	s.t.Helper()
+	dir := s.base
+	if strings.HasPrefix(name, "/data") {
+		dir = s.lower
+	}
+	check(s.t, os.MkdirAll(filepath.Dir(dir+name), 0o755))
+	check(s.t, os.WriteFile(dir+name, []byte(content), 0o644))
+}
+
+// mounts makes the sandbox the Mountable of the root filesystem.
+func (s *sandbox) Mount(context.Context, bool) (executor.MountableRef, error) { return overlay{s}, nil }
+
+type overlay struct{ s *sandbox }
+
+func (o overlay) Mount() ([]mount.Mount, func() error, error) {
+	options := []string{"lowerdir=" + o.s.lower + ":" + o.s.base, "upperdir=" + o.s.upper, "workdir=" + o.s.work, "index=off"}
+	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: options}}, nil, nil
+}
+func (o overlay) IdentityMapping() *user.IdentityMapping { return nil }
+
+// bind is a Mountable that is a directory.
+type bind string
+
+func (b bind) Mount(context.Context, bool) (executor.MountableRef, error) { return b2{b}, nil }
+
+type b2 struct{ dir bind }
+
+func (b b2) Mount() ([]mount.Mount, func() error, error) {
+	return []mount.Mount{{Type: "bind", Source: string(b.dir), Options: []string{"rbind"}}}, nil, nil
+}
+func (b b2) IdentityMapping() *user.IdentityMapping { return nil }
+
+// output is safe for concurrent use, which a container's output needs.
+type output struct {
+	mu sync.Mutex
+	bytes.Buffer
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.Buffer.Write(b)
+}
+func (o *output) Close() error { return nil }
+
+var _ io.WriteCloser = (*output)(nil)
+
+// run runs a process and returns what the executor does.
+func (s *sandbox) run(opts Options, args ...string) error {
+	s.t.Helper()
+	return s.runContext(s.t.Context(), opts, args...)
+}
+
+func (s *sandbox) runContext(ctx context.Context, opts Options, args ...string) error {
+	s.t.Helper()
+	meta := s.meta
+	meta.Args, meta.NetMode = args, pb.NetMode_NONE
+	meta.Env = append([]string{"PATH=/bin"}, meta.Env...)
+	if meta.Cwd == "" {
+		meta.Cwd = "/"
+	}
+	mounts, e := s.binds, s.inner
+	if !s.plain {
+		e = Wrap(e)
+		meta.Env = append(meta.Env, opts.Env())
+		mounts = append(slices.Clone(mounts), executor.Mount{Src: bind(s.out), Dest: OutputDir})
+	}
+	_, err := e.Run(ctx, "", executor.Mount{Src: s}, mounts, executor.ProcessInfo{Meta: meta, Stdout: &s.stdout, Stderr: &s.stderr}, nil)
+	return err
+}
+
+// record runs a workload and returns what was recorded.
+func (s *sandbox) record(opts Options, args ...string) (*profile.Profile, Summary) {
+	s.t.Helper()
+	opts.IgnoreExit = true
+	if err := s.run(opts, args...); err != nil {
+		s.t.Fatalf("%v: %v\n%s", args, err, s.stderr.String())
+	}
+	return s.result()
+}
+
+func (s *sandbox) result() (*profile.Profile, Summary) {
+	s.t.Helper()
+	data, err := os.ReadFile(filepath.Join(s.out, ProfileFile))
+	check(s.t, err)
+	p, err := profile.Decode(data)
+	check(s.t, err)
+	data, err = os.ReadFile(filepath.Join(s.out, SummaryFile))
+	check(s.t, err)
+	var sum Summary
+	check(s.t, json.Unmarshal(data, &sum))
+	return p, sum
+}
+
+// paths returns the recorded paths below /data.
+func paths(p *profile.Profile) []string {
+	var in []string
+	for _, f := range p.Files {
+		if name, ok := strings.CutPrefix(f.Path, "data/"); ok {
+			in = append(in, name)
+		}
+	}
+	return in
+}
+
+func wantPaths(t *testing.T, p *profile.Profile, want ...string) {
+	t.Helper()
+	if got := paths(p); !slices.Equal(got, want) {
+		t.Errorf("recorded %q, want %q", got, want)
+	}
+}
+
+func find(t *testing.T, p *profile.Profile, path string) profile.File {
+	t.Helper()
+	i := slices.IndexFunc(p.Files, func(f profile.File) bool { return f.Path == path })
+	if i < 0 {
+		t.Fatalf("%s is not among %d files", path, len(p.Files))
+	}
+	return p.Files[i]
+}
+
+// noProcess checks that no process with this argument runs.
+func noProcess(t *testing.T, argument string) {
+	t.Helper()
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	check(t, err)
+	for _, name := range lines {
+		line, _ := os.ReadFile(name)
+		if slices.Contains(strings.Split(string(line), "\x00"), argument) {
+			t.Errorf("%s still runs: %q", name, line)
+		}
+	}
+}
+
+func within(t *testing.T, limit time.Duration, do func()) {
+	t.Helper()
+	begin := time.Now()
+	do()
+	if took := time.Since(begin); took > limit {
+		t.Errorf("took %v, more than %v", took, limit)
+	}
+}
+
+var workloadCommand = func() func(t *testing.T) string {
+	var once sync.Once
+	var name string
+	return func(t *testing.T) string {
+		t.Helper()
+		once.Do(func() {
+			dir, err := os.MkdirTemp("", "record-workload")
+			check(t, err)
+			build := exec.Command("go", "build", "-o", dir+"/workload", "./testdata/workload")
+			build.Env = append(os.Environ(), "CGO_ENABLED=0")
+			if out, err := build.CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			name = dir + "/workload"
+		})
+		return name
+	}
+}()
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	dirs, _ := filepath.Glob(os.TempDir() + "/record-workload*")
+	for _, dir := range dirs {
+		os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	data, err := os.ReadFile(from)
+	check(t, err)
+	check(t, os.WriteFile(to, data, 0o755))
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,127 @@
+package record
+
+import (
+	"bytes"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
+	"golang.org/x/sys/unix"
+)
+
+// files collects the files that events tell of.
+type files struct {
+	seen map[string]file
+	// started is the start of the recording. What has changed since may not
+	// have been in the image.
+	started time.Time
+	// elsewhere are the places where the root filesystem is mounted on the
+	// host. Who comes that way (the runtime, before it enters the root) is not
+	// the process.
+	elsewhere []string
+
+	init     int // the first process seen, which is the container's first
+	newest   time.Time
+	overflow bool
+	lost     int
+
+	descriptors int // /proc/self/fd
+	self        int
+	buffer      [unix.PathMax]byte
+}
+
+type file struct {
+	size    int64
+	changed bool // since the start
+}
+
+func newFiles(started time.Time) (*files, error) {
+	fd, err := unix.Open("/proc/self/fd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &files{seen: map[string]file{}, started: started, descriptors: fd, self: os.Getpid()}, nil
+}
+
+func (f *files) close() { unix.Close(f.descriptors) }
+
+// add takes an event, and tells whether its file has had its event and can be
+// ignored from now on.
+func (f *files) add(e event) (ignore bool) {
+	if e.mask&unix.FAN_Q_OVERFLOW != 0 {
+		f.overflow = true
+		return false
+	}
+	if e.pid == f.self {
+		return false
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(e.fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return err == nil
+	}
+	path, ok := f.path(e.fd, st)
+	if !ok {
+		return false
+	}
+	if f.init == 0 {
+		f.init = e.pid
+	}
+	if _, ok := f.seen[path]; !ok {
+		f.newest = time.Now()
+		f.seen[path] = file{size: st.Size, changed: f.changed(st)}
+	}
+	// The names of one inode are files of their own, and which is read first
+	// may be chance.
+	return st.Nlink == 1
+}
+
+// path returns the path of the file in the root filesystem. The kernel tells it
+// up to the root of the mount namespace it was opened in, which for the process
+// is that filesystem.
+func (f *files) path(fd int, st unix.Stat_t) (string, bool) {
+	n, err := unix.Readlinkat(f.descriptors, strconv.Itoa(fd), f.buffer[:])
+	if err != nil || n == len(f.buffer) {
+		f.lost++
+		return "", false
+	}
+	link := f.buffer[:n]
+	if st.Nlink == 0 {
+		link = bytes.TrimSuffix(link, []byte(" (deleted)"))
+	}
+	path := string(link)
+	for _, dir := range f.elsewhere {
+		if strings.HasPrefix(path, dir+"/") {
+			return "", false
+		}
+	}
+	return strings.TrimPrefix(path, "/"), true
+}
+
+// clockSlack covers the clock of file times, which is coarser than ours.
+const clockSlack = time.Second
+
+func (f *files) changed(st unix.Stat_t) bool {
+	return time.Unix(st.Ctim.Unix()).After(f.started.Add(-clockSlack))
+}
+
+// profile returns the files that the image had. Files that the process made are
+// left out: their names may be random, and the same reads are to make the same
+// profile.
+func (f *files) profile(im *image, touches *touches) *profile.Profile {
+	p := &profile.Profile{Files: []profile.File{}}
+	for path, seen := range f.seen {
+		file := profile.File{Path: path, Size: seen.size}
+		if seen.changed || seen.size >= largeFile {
+			st, ok := im.find(path)
+			if !ok {
+				continue
+			}
+			file.Size = st.Size
+			file.Ranges = touches.ranges(st)
+		}
+		p.Files = append(p.Files, file)
+	}
+	return p
+}

@@ -1,0 +1,133 @@
+package record
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"sync"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
+	"github.com/moby/buildkit/executor"
+)
+
+// A Summary tells how a recording went.
+type Summary struct {
+	// End is what ended it.
+	End End `json:"end"`
+	// Reason says why the process was not started or not recorded.
+	Reason string `json:"reason,omitempty"`
+	// ExitCode is that of the process, if it exited by itself.
+	ExitCode int `json:"exitCode"`
+	// Seconds is the time from start to end.
+	Seconds float64 `json:"seconds"`
+	// Files and Bytes are those of the profile; ranges count, not whole files.
+	Files int   `json:"files"`
+	Bytes int64 `json:"bytes"`
+	// Overflow says that the kernel's queue was full, Lost how many events came
+	// to nothing otherwise: in both cases the profile lacks files.
+	Overflow bool `json:"overflow,omitempty"`
+	Lost     int  `json:"lost,omitempty"`
+	// Ranges says whether parts of large files are told apart.
+	Ranges bool `json:"ranges"`
+}
+
+// String is the line for the vertex's log.
+func (s Summary) String() string {
+	line := fmt.Sprintf("recorded %d files, %.1f MB in %.1f s (%s)", s.Files, float64(s.Bytes)/1e6, s.Seconds, s.End)
+	if s.End == EndExit && s.ExitCode != 0 {
+		line += fmt.Sprintf(", exit code %d", s.ExitCode)
+	}
+	if s.Reason != "" {
+		line += ": " + s.Reason
+	}
+	if s.Overflow || s.Lost > 0 {
+		line += "; events were lost, the profile is incomplete"
+	}
+	return line
+}
+
+// count adds what the profile holds.
+func (s *Summary) count(p *profile.Profile) {
+	s.Files = len(p.Files)
+	for _, f := range p.Files {
+		s.Bytes += f.Touched()
+	}
+}
+
+// write writes profile and summary into the output.
+func write(ctx context.Context, output executor.Mountable, p *profile.Profile, s Summary) (err error) {
+	m, err := mountHere(ctx, output)
+	if err != nil {
+		return fmt.Errorf("record: output: %w", err)
+	}
+	defer func() { err = errors.Join(err, m.close()) }()
+	encoded, err := p.Encode()
+	if err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	summary, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("record: summary: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(m.dir, ProfileFile), encoded, 0o644); err != nil {
+		return fmt.Errorf("record: output: %w", err)
+	}
+	return os.WriteFile(filepath.Join(m.dir, SummaryFile), append(summary, '\n'), 0o644)
+}
+
+// A tap passes output on, looks for a line that matches and keeps the end of
+// it. It is safe for concurrent use.
+type tap struct {
+	io.WriteCloser // nil discards
+
+	pattern *regexp.Regexp // nil matches nothing
+	matched func()
+
+	mu   sync.Mutex
+	line []byte // the last one, without what is over maxLine
+}
+
+// maxLine bounds what is kept of a line, in bytes.
+const maxLine = 64 << 10
+
+func (t *tap) Write(b []byte) (int, error) {
+	t.look(b)
+	if t.WriteCloser == nil {
+		return len(b), nil
+	}
+	return t.WriteCloser.Write(b)
+}
+
+func (t *tap) Close() error {
+	if t.WriteCloser == nil {
+		return nil
+	}
+	return t.WriteCloser.Close()
+}
+
+func (t *tap) look(b []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for line := range bytes.Lines(b) {
+		if n := len(t.line); n > 0 && t.line[n-1] == '\n' {
+			t.line = t.line[:0]
+		}
+		t.line = append(t.line, line[:min(len(line), maxLine-len(t.line))]...)
+		if t.pattern != nil && t.pattern.Match(bytes.TrimRight(t.line, "\r\n")) {
+			t.matched()
+		}
+	}
+}
+
+// last returns the last line.
+func (t *tap) last() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(bytes.TrimSpace(t.line))
+}

@@ -1,0 +1,99 @@
+// Package record records which files of its root filesystem a process of a
+// build reads, and writes them as a profile into an output of that process. It
+// decorates BuildKit's executor; the daemon wraps the executor of each worker.
+// What becomes of a profile is not known here.
+//
+// # The marker
+//
+// A process is recorded if its environment holds Options.Env and a mount stands
+// at OutputDir. The process sees neither. There are two kinds:
+//
+//   - A step of the build, recorded in passing. It runs to its own end, and
+//     output, signals and exit code are what they are without recording.
+//   - A workload (Options.IgnoreExit), started for the sake of its reads. It is
+//     stopped by the first rule of Options that holds, and its exit code does
+//     not fail the build.
+//
+// # What is recorded
+//
+// Regular files of the root filesystem's own superblock that were opened for
+// reading, writing or execution, by the process or its children, and that the
+// image had before. What lies on mounts (cache, bind, tmpfs, proc, sysfs) has
+// another superblock and is never seen. Two reads of a profile's files in
+// another order make the same profile.
+//
+// The events are fanotify's, with a mark on the superblock of the overlay, which
+// also sees what happens in the mount namespace of the container. The kernel
+// asks nobody for permission, so that a stuck daemon cannot hold up a process.
+// Each file costs one event: the inode is ignored from then on. To have the
+// superblock, the root is mounted here, and the executor is given a bind mount
+// of that, so that what the process writes lands where it would have landed. A
+// root that is no overlay of its own (the native snapshotter's bind mounts)
+// cannot be told from the host's files and is not recorded.
+//
+// # Ranges of large files
+//
+// Which parts of a large file were touched is learned from the tracepoints
+// filemap:mm_filemap_get_pages (reads), mm_filemap_map_pages and
+// mm_filemap_fault (mapped pages) through perf_event_open. They exist since
+// Linux 6.12, name the inode of the layer below the overlay, and tell what was
+// asked for, whether or not the page cache had it. Residency of the page cache
+// (cachestat, mincore) does not serve: the host's readahead, up to 8 MiB at a
+// time on cloud disks, counts as touched, what the build itself has cached
+// counts as touched, dropping it slows the build, and cachestat(2) on a file of
+// an overlay looks at the overlay's own inode, which has no pages. Pre-content
+// events of fanotify do not exist for overlays, and hold up the process.
+//
+// The tracepoints do not know containers. What the daemon itself reads is left
+// out; what another process reads of the same file at the same time is counted,
+// so that ranges are never too small. Where they cannot be known (older kernel,
+// no tracefs, lost samples) a file counts as read whole.
+package record
+
+import (
+	"context"
+
+	"github.com/moby/buildkit/executor"
+	resourcestypes "github.com/moby/buildkit/executor/resources/types"
+)
+
+// Where a marked process finds, and never sees, its marker and its output.
+const (
+	// EnvName is the environment variable that marks a process.
+	EnvName = "BUILDKITD_ESGZ_RECORD"
+	// OutputDir is where the output for the profile is mounted.
+	OutputDir = "/.buildkitd-esgz-profile"
+	// ProfileFile is the file in the output that holds the encoded profile. It
+	// depends on what was read and on nothing else.
+	ProfileFile = "profile.json"
+	// SummaryFile is the file in the output that holds a Summary. It differs
+	// from run to run.
+	SummaryFile = "summary.json"
+)
+
+// Wrap returns an executor that runs marked processes recorded and all others
+// through e untouched. It is safe for concurrent use if e is.
+func Wrap(e executor.Executor) executor.Executor {
+	return recorder{e}
+}
+
+type recorder struct {
+	executor.Executor
+}
+
+func (r recorder) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (resourcestypes.Recorder, error) {
+	opts, env, err := cutMarker(process.Meta.Env)
+	if err != nil {
+		return nil, err
+	}
+	if opts == nil {
+		return r.Executor.Run(ctx, id, root, mounts, process, started)
+	}
+	output, mounts, err := cutOutput(mounts)
+	if err != nil {
+		return nil, err
+	}
+	process.Meta.Env = env
+	run := run{inner: r.Executor, id: id, mounts: mounts, process: process, opts: *opts}
+	return run.record(ctx, root, output, started)
+}

@@ -1,0 +1,114 @@
+package record
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// An End says what ended a recording.
+type End string
+
+const (
+	EndExit   End = "exit"   // of the process's own accord
+	EndPeriod End = "period" // Options.Period was over
+	EndIdle   End = "idle"   // no new file for Options.Idle
+	EndReady  End = "ready"  // the output matched Options.Ready
+	EndStart  End = "start"  // the process could not be started
+)
+
+// wait returns when the process has exited or a rule holds. The rules begin
+// with the process's first access: what comes before is the runtime's time.
+// Signals from outside are passed on meanwhile.
+func (o Options) wait(w *watch, outer <-chan syscall.Signal, signals chan<- syscall.Signal, ready, exited <-chan struct{}) End {
+	var period, idle <-chan time.Time
+	seen := w.seen
+	for {
+		select {
+		case <-seen:
+			seen = nil
+			period, idle = timer(o.Period), timer(o.Idle)
+		case s, ok := <-outer:
+			if !ok {
+				outer = nil
+			} else {
+				sent(signals, s, exited)
+			}
+		case <-exited:
+			return EndExit
+		case <-ready:
+			return EndReady
+		case <-period:
+			return EndPeriod
+		case <-idle:
+			quiet := time.Since(time.Unix(0, w.newest.Load()))
+			if quiet >= o.Idle {
+				return EndIdle
+			}
+			idle = time.After(o.Idle - quiet)
+		}
+	}
+}
+
+func timer(d time.Duration) <-chan time.Time {
+	if d < 0 {
+		return nil
+	}
+	return time.After(d)
+}
+
+// stop ends the process through its signals: SIGTERM, SIGKILL after grace, and
+// if that does not help cancel, which makes the executor kill it. With the
+// first process of a pid namespace die the others.
+func stop(init int, grace time.Duration, signals chan<- syscall.Signal, exited <-chan struct{}, cancel func()) {
+	if handles(init, syscall.SIGTERM) {
+		if sent(signals, syscall.SIGTERM, exited) && waited(exited, grace) {
+			return
+		}
+	}
+	if sent(signals, syscall.SIGKILL, exited) && waited(exited, killTime) {
+		return
+	}
+	cancel()
+	<-exited
+}
+
+// killTime is how long a killed container may take to be gone.
+const killTime = 5 * time.Second
+
+func sent(signals chan<- syscall.Signal, s syscall.Signal, exited <-chan struct{}) bool {
+	select {
+	case signals <- s:
+		return true
+	case <-exited:
+		return true
+	case <-time.After(killTime):
+		return false
+	}
+}
+
+func waited(exited <-chan struct{}, d time.Duration) bool {
+	select {
+	case <-exited:
+		return true
+	case <-timer(d):
+		return false
+	}
+}
+
+// handles tells whether a process has a handler for the signal. To the first
+// process of a pid namespace the kernel does not deliver a signal otherwise, so
+// that it would be waited for in vain. Who cannot be asked is taken to have one.
+func handles(pid int, s syscall.Signal) bool {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return true
+	}
+	_, rest, ok := strings.Cut(string(status), "\nSigCgt:")
+	mask, _, _ := strings.Cut(strings.TrimSpace(rest), "\n")
+	caught, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+	return !ok || err != nil || caught&(1<<(s-1)) != 0
+}

@@ -1,0 +1,171 @@
+package record
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
+	"github.com/moby/buildkit/executor"
+	resourcestypes "github.com/moby/buildkit/executor/resources/types"
+	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
+)
+
+// A run is one marked process.
+type run struct {
+	inner   executor.Executor
+	id      string
+	mounts  []executor.Mount
+	process executor.ProcessInfo
+	opts    Options
+}
+
+func (r run) record(ctx context.Context, root executor.Mount, output executor.Mountable, started chan<- struct{}) (_ resourcestypes.Recorder, err error) {
+	here, err := mountHere(ctx, root.Src)
+	if err != nil {
+		return nil, fmt.Errorf("record: root filesystem: %w", err)
+	}
+	defer func() {
+		if failed := here.close(); failed != nil {
+			err = errors.Join(err, fmt.Errorf("record: root filesystem: %w", failed))
+		}
+	}()
+	root.Src = here
+
+	w, err := openWatch(here)
+	if err != nil {
+		return r.unrecorded(ctx, root, output, started, err)
+	}
+	defer w.close()
+	do := r.step
+	if r.opts.IgnoreExit {
+		do = r.workload
+	}
+	begin := time.Now()
+	recorder, s, err := do(ctx, w, root, started)
+	if err != nil {
+		return recorder, err
+	}
+	s.Seconds = time.Since(begin).Seconds()
+	p := &profile.Profile{}
+	if s.Reason == "" {
+		p = w.profile()
+	}
+	s.count(p)
+	if r.opts.IgnoreExit && r.process.Stderr != nil {
+		fmt.Fprintln(r.process.Stderr, s)
+	}
+	return recorder, write(ctx, output, p, s)
+}
+
+// unrecorded is for systems that cannot record. A step of a build goes on
+// without; a workload has nothing else to do, and its failure must not be
+// cached as an empty profile.
+func (r run) unrecorded(ctx context.Context, root executor.Mount, output executor.Mountable, started chan<- struct{}, reason error) (resourcestypes.Recorder, error) {
+	if r.opts.IgnoreExit {
+		return nil, fmt.Errorf("record: %w", reason)
+	}
+	recorder, err := r.inner.Run(ctx, r.id, root, r.mounts, r.process, started)
+	if err != nil {
+		return recorder, err
+	}
+	return recorder, write(ctx, output, &profile.Profile{}, Summary{End: EndExit, Reason: reason.Error()})
+}
+
+// step runs a process that is recorded in passing.
+func (r run) step(ctx context.Context, w *watch, root executor.Mount, started chan<- struct{}) (resourcestypes.Recorder, Summary, error) {
+	p := r.start(ctx, w, root, started)
+	<-p.exited
+	s := w.stop()
+	s.End = EndExit
+	return p.recorder, s, p.err
+}
+
+// workload runs a process until a rule ends it.
+func (r run) workload(ctx context.Context, w *watch, root executor.Mount, started chan<- struct{}) (resourcestypes.Recorder, Summary, error) {
+	inner, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ready := make(chan struct{})
+	matched := sync.OnceFunc(func() { close(ready) })
+	stdout := &tap{WriteCloser: r.process.Stdout, pattern: r.opts.ready, matched: matched}
+	stderr := &tap{WriteCloser: r.process.Stderr, pattern: r.opts.ready, matched: matched}
+	signals := make(chan syscall.Signal)
+	outer := r.process.Signal
+	r.process.Stdout, r.process.Stderr, r.process.Signal = stdout, stderr, signals
+
+	p := r.start(inner, w, root, started)
+	end := r.opts.wait(w, outer, signals, ready, p.exited)
+	s := w.stop()
+	if end != EndExit {
+		stop(int(w.init.Load()), r.opts.Grace, signals, p.exited, cancel)
+	}
+	<-p.exited
+	if ctx.Err() != nil && p.err != nil {
+		return p.recorder, s, p.err
+	}
+	if s.Reason != "" {
+		return p.recorder, s, fmt.Errorf("record: %s", s.Reason)
+	}
+	s.End = end
+	err := s.judge(p.err, stderr.last(), stdout.last())
+	return p.recorder, s, err
+}
+
+// A started process. The other fields are set once exited is closed.
+type started struct {
+	exited   chan struct{}
+	recorder resourcestypes.Recorder
+	err      error
+}
+
+// start runs the process and begins the watch when the executor has it started.
+func (r run) start(ctx context.Context, w *watch, root executor.Mount, outer chan<- struct{}) *started {
+	p := &started{exited: make(chan struct{})}
+	inner := make(chan struct{})
+	go func() {
+		defer close(p.exited)
+		p.recorder, p.err = r.inner.Run(ctx, r.id, root, r.mounts, r.process, inner)
+	}()
+	select {
+	case <-inner:
+	case <-p.exited:
+	}
+	w.begin()
+	if outer != nil {
+		close(outer)
+	}
+	return p
+}
+
+// startFailure is what runc, or the part of it that becomes the process, says
+// when there is nothing to become. Its exit code is like any other.
+var startFailure = regexp.MustCompile(`^exec (\S+|user process caused): |unable to start container process|^runc run failed: `)
+
+// judge sorts what a workload ended with. An exit code is no error, nor is an
+// image that cannot be started; a process that could not be stopped is.
+func (s *Summary) judge(err error, lastLines ...string) error {
+	var exit *gatewayapi.ExitError
+	coded := errors.As(err, &exit) && exit.ExitCode != gatewayapi.UnknownExitStatus
+	switch {
+	case err == nil:
+		return nil
+	case s.End != EndExit:
+		if exit == nil {
+			return err
+		}
+		return nil
+	case coded:
+		s.ExitCode = int(exit.ExitCode)
+		if i := slices.IndexFunc(lastLines, startFailure.MatchString); i >= 0 {
+			s.End, s.Reason = EndStart, lastLines[i]
+		}
+		return nil
+	}
+	s.End, s.Reason = EndStart, err.Error()
+	return nil
+}

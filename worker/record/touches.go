@@ -1,0 +1,86 @@
+package record
+
+import (
+	"math/bits"
+	"os"
+	"slices"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// block is the unit of ranges, in bytes: eStargz's chunks have this size by
+	// default, and less than a chunk cannot be fetched. It also keeps profiles
+	// alike: what a page fault maps around it differs from run to run, by up
+	// to 64 KiB, and few files are read so close to the end of a block only.
+	block = 4 << 20
+	// largeFile is the size from which on ranges are recorded. Up to a block
+	// there is nothing to tell apart.
+	largeFile = block + 1
+)
+
+// touches are the blocks of files that were touched. The first block of a file
+// counts always: the tracepoints leave it out, so that small files, which are
+// nearly all, cost nothing.
+type touches struct {
+	blocks map[inode]map[int64]struct{}
+	lost   bool
+	// devices are those whose files are watched.
+	devices []uint32
+	shift   int // from the index of a page to that of its block
+}
+
+type inode struct {
+	device uint32 // as the kernel has it, see kernelDevice
+	number uint64
+}
+
+// kernelDevice returns a device of stat(2) in the kernel's own encoding.
+func kernelDevice(dev uint64) uint32 {
+	return unix.Major(dev)<<20 | unix.Minor(dev)
+}
+
+func newTouches(devices []uint32) *touches {
+	return &touches{
+		blocks:  map[inode]map[int64]struct{}{},
+		devices: devices,
+		shift:   bits.TrailingZeros(uint(block / os.Getpagesize())),
+	}
+}
+
+// add takes the pages from first to last of a file.
+func (t *touches) add(of inode, first, last uint64) {
+	blocks := t.blocks[of]
+	if blocks == nil {
+		blocks = map[int64]struct{}{}
+		t.blocks[of] = blocks
+	}
+	for b := first >> t.shift; b <= last>>t.shift; b++ {
+		blocks[int64(b)] = struct{}{}
+	}
+}
+
+// ranges returns what was touched of a file, none if that is all or unknown.
+func (t *touches) ranges(st unix.Stat_t) []profile.Range {
+	if t == nil || t.lost || st.Size < largeFile || !slices.Contains(t.devices, kernelDevice(st.Dev)) {
+		return nil
+	}
+	touched := t.blocks[inode{kernelDevice(st.Dev), st.Ino}]
+	var ranges []profile.Range
+	for start := int64(0); start < st.Size; start += block {
+		if _, ok := touched[start/block]; !ok && start > 0 {
+			continue
+		}
+		size := min(block, st.Size-start)
+		if last := len(ranges) - 1; last >= 0 && ranges[last].Offset+ranges[last].Size == start {
+			ranges[last].Size += size
+		} else {
+			ranges = append(ranges, profile.Range{Offset: start, Size: size})
+		}
+	}
+	if ranges[0].Size == st.Size {
+		return nil
+	}
+	return ranges
+}

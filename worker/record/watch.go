@@ -1,0 +1,184 @@
+package record
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// A watch collects what is read of a mounted root filesystem. Until begin, the
+// kernel keeps the events; after stop, nothing is added.
+type watch struct {
+	root    *mounted
+	events  *events
+	files   *files
+	image   *image
+	samples *samples // nil where ranges cannot be known
+	touches *touches // likewise
+
+	wake  int           // an eventfd; written to, it ends collect
+	ended chan struct{} // closed when collect has returned
+	err   error         // of collect, once ended
+
+	// seen is closed at the first event of the process. The others below are
+	// for the rules, which ask while the watch goes on.
+	seen   chan struct{}
+	init   atomic.Int64
+	newest atomic.Int64 // of a file seen for the first time, in Unix nanoseconds
+}
+
+func openWatch(root *mounted) (_ *watch, err error) {
+	if err := root.ownSuperblock(); err != nil {
+		return nil, err
+	}
+	w := &watch{root: root, wake: -1, ended: make(chan struct{}), seen: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			w.close()
+		}
+	}()
+	if w.image, err = openImage(root.lowers()); err != nil {
+		return nil, fmt.Errorf("layers: %w", err)
+	}
+	if w.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return nil, err
+	}
+	if w.files, err = newFiles(time.Now()); err != nil {
+		return nil, err
+	}
+	if w.events, err = openEvents(root.dir, unlimited); err != nil {
+		return nil, err
+	}
+	devices := w.image.devices()
+	if w.samples, err = openSamples(devices); err == nil {
+		w.touches = newTouches(devices)
+	}
+	return w, nil
+}
+
+func (w *watch) close() {
+	if w.samples != nil {
+		w.samples.close()
+	}
+	if w.events != nil {
+		w.events.close()
+	}
+	if w.files != nil {
+		w.files.close()
+	}
+	if w.wake >= 0 {
+		unix.Close(w.wake)
+	}
+	if w.image != nil {
+		w.image.close()
+	}
+}
+
+// begin starts to collect. The runtime has the root filesystem mounted by now.
+func (w *watch) begin() {
+	go func() {
+		defer close(w.ended)
+		w.err = w.collect()
+	}()
+}
+
+// stop takes what was read up to now, ends the watch and tells how it went.
+func (w *watch) stop() Summary {
+	w.events.stop(w.root.dir)
+	one := []byte{1, 0, 0, 0, 0, 0, 0, 0}
+	for {
+		if _, err := unix.Write(w.wake, one); !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	<-w.ended
+	s := Summary{Overflow: w.files.overflow, Lost: w.files.lost, Ranges: w.touches != nil && !w.touches.lost}
+	if w.err != nil {
+		s.Reason = w.err.Error()
+	}
+	return s
+}
+
+// profile returns what was read, after stop.
+func (w *watch) profile() *profile.Profile {
+	return w.files.profile(w.image, w.touches)
+}
+
+func (w *watch) collect() (err error) {
+	if w.files.elsewhere, err = mountpoints(w.root.dir); err != nil {
+		return err
+	}
+	waits := []unix.PollFd{{Fd: int32(w.wake), Events: unix.POLLIN}, {Fd: int32(w.events.fd), Events: unix.POLLIN}}
+	if w.samples != nil {
+		for _, r := range w.samples.rings {
+			waits = append(waits, unix.PollFd{Fd: int32(r.fd), Events: unix.POLLIN})
+		}
+	}
+	for {
+		if _, err := unix.Poll(waits, -1); err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		last := waits[0].Revents != 0
+		if err := w.drain(); err != nil || last {
+			return err
+		}
+	}
+}
+
+// drain takes what there is. The samples go between the batches of events:
+// their rings are small.
+func (w *watch) drain() error {
+	for more := true; more; {
+		var lost int
+		var err error
+		if more, lost, err = w.events.next(w.take); err != nil {
+			return err
+		}
+		w.files.lost += lost
+		if w.samples != nil {
+			w.samples.drain(w.touches)
+		}
+	}
+	return nil
+}
+
+func (w *watch) take(e event) {
+	if e.fd >= 0 {
+		defer unix.Close(e.fd)
+	}
+	first := w.files.init == 0
+	if w.files.add(e) {
+		w.events.ignore(e.fd)
+	}
+	if !w.files.newest.IsZero() {
+		w.newest.Store(w.files.newest.UnixNano())
+	}
+	if first && w.files.init != 0 {
+		w.init.Store(int64(w.files.init))
+		close(w.seen)
+	}
+}
+
+// mountpoints returns where the filesystem that dir is on is mounted.
+func mountpoints(dir string) ([]string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return nil, err
+	}
+	infos, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
+		return info.Major != int(unix.Major(st.Dev)) || info.Minor != int(unix.Minor(st.Dev)), false
+	})
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
+	for _, info := range infos {
+		dirs = append(dirs, info.Mountpoint)
+	}
+	return dirs, nil
+}
