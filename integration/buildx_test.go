@@ -104,6 +104,9 @@ func TestBake(t *testing.T) {
 	cmd.Env = append(cmd.Env, "REGISTRY="+registry(t), "TAG=bake")
 	_, err := output(t, cmd)
 	require.NoError(t, err)
+	// The default target, the daemon's image, has bases that are not at hand
+	// here. TestDaemonImage builds it upon others.
+	require.Contains(t, d.buildx(t, "bake", "--file", "../docker-bake.hcl", "--print"), `"GOLANG": "golang:`)
 	image := registry(t) + "/" + name + ":bake"
 	layers := requireEStargz(t, image)
 	require.Len(t, layers, 4)

@@ -23,11 +23,7 @@ func startContainerd(t *testing.T) *peer {
 	dir := tempDir(t)
 	p := &peer{dir: dir, address: filepath.Join(dir, "containerd.sock")}
 
-	snapshotter := filepath.Join(dir, "stargz.sock")
-	serve(t, dir, "stargz-snapshotter",
-		exec.Command(tool("stargz-snapshotter"), "-root", p.stargzRoot(), "-address", snapshotter),
-		func() bool { return fileExists(snapshotter) })
-
+	snapshotter := startStargzSnapshotter(t, dir)
 	config := filepath.Join(dir, "containerd.toml")
 	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, `
 version = 3

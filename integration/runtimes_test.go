@@ -181,7 +181,7 @@ RUN echo hello >/small
 }
 
 // A name that is not UTF-8 has no place in a TOC, which is JSON. Such a layer is
-// refused with a reason, and can be had as gzip.
+// refused with the name and a reason, and can be had as gzip.
 func TestNameNotUTF8(t *testing.T) {
 	needs(t)
 	dir := writeFiles(t, map[string]string{"Dockerfile": `
@@ -193,4 +193,19 @@ RUN touch "$(printf 'latin1-\351')"
 	require.ErrorContains(t, err, `latin1-\xe9`)
 	require.ErrorContains(t, err, "UTF-8")
 	d.build(t, dir, "--output", "type=image,push=true,compression=gzip,name="+repository(t))
+}
+
+// Files that are named like the format's own entries are files all the same, to
+// those who know nothing of the format.
+func TestReservedNames(t *testing.T) {
+	needs(t)
+	dir := writeFiles(t, map[string]string{"Dockerfile": `
+FROM ` + busybox(t) + `
+RUN for name in stargz.index.json .prefetch.landmark .no.prefetch.landmark; do echo my $name >/$name; done
+`})
+	image := repository(t) + ":latest"
+	startDaemon(t, ours).build(t, dir, "--output", estargz(image))
+	requireEStargz(t, image)
+	require.Equal(t, "my stargz.index.json\nmy .prefetch.landmark\nmy .no.prefetch.landmark\n",
+		startContainerd(t).runPlain(t, image, "cat", "/stargz.index.json", "/.prefetch.landmark", "/.no.prefetch.landmark"))
 }

@@ -1,0 +1,67 @@
+package integration
+
+import (
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Every worker and snapshotter that BuildKit has builds on an eStargz base and
+// writes eStargz.
+func TestWorkers(t *testing.T) {
+	needs(t)
+	base := repository(t) + ":base"
+	startDaemon(t, ours).build(t, helloImage(t), "--output", estargz(base))
+	dir := writeFiles(t, map[string]string{"Dockerfile": "FROM " + base + "\nRUN cat /hello /hello >/twice && rm /random\n"})
+
+	for _, w := range []struct {
+		name  string
+		flags func(t *testing.T) []string
+	}{
+		{"overlayfs", func(*testing.T) []string { return []string{"--oci-worker-snapshotter=overlayfs"} }},
+		{"native", func(*testing.T) []string { return []string{"--oci-worker-snapshotter=native"} }},
+		{"stargz", func(*testing.T) []string { return []string{"--oci-worker-snapshotter=stargz"} }},
+		{"proxy", func(t *testing.T) []string {
+			return []string{"--oci-worker-snapshotter=stargz", "--oci-worker-proxy-snapshotter-path=" + startStargzSnapshotter(t, tempDir(t))}
+		}},
+		{"containerd", func(t *testing.T) []string {
+			return []string{"--oci-worker=false", "--containerd-worker=true", "--containerd-worker-net=host",
+				"--containerd-worker-addr=" + startContainerd(t).address}
+		}},
+	} {
+		t.Run(w.name, func(t *testing.T) {
+			image := repository(t) + ":latest"
+			startDaemon(t, ours, w.flags(t)...).build(t, dir, "--output", estargz(image))
+			require.Len(t, requireEStargz(t, image), 5)
+			require.Equal(t, "hello\nhello\n", startContainerd(t).runPlain(t, image, "cat", "/twice"))
+		})
+	}
+}
+
+// With the stargz snapshotter, a step reads of its base what it needs.
+func TestLazyBase(t *testing.T) {
+	needs(t)
+	const large = 32 << 20
+	name := repositoryName(t)
+	d := startDaemon(t, ours)
+	d.build(t, writeFiles(t, map[string]string{"Dockerfile": "FROM " + busybox(t) + "\nRUN hardfiles random /large 33554432 1\n"}),
+		"--output", estargz(registry(t)+"/"+name+":base"))
+
+	p := countingProxy(t)
+	image := p.address + "/" + name
+	dir := writeFiles(t, map[string]string{"Dockerfile": "FROM " + image + ":base\nRUN echo hello >/hello\n"})
+	startDaemon(t, ours, "--oci-worker-snapshotter=stargz").build(t, dir, "--output", estargz(image+":latest"))
+	require.Less(t, p.bytes.Load(), int64(large/4), "bytes read of a base with a file of %d", large)
+	requireEStargz(t, registry(t)+"/"+name+":latest")
+}
+
+func startStargzSnapshotter(t *testing.T, dir string) (socket string) {
+	t.Helper()
+	socket = filepath.Join(dir, "stargz.sock")
+	serve(t, dir, "stargz-snapshotter",
+		exec.Command(tool("stargz-snapshotter"), "-root", filepath.Join(dir, "stargz"), "-address", socket),
+		func() bool { return fileExists(socket) })
+	return socket
+}
