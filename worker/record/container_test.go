@@ -37,8 +37,10 @@ type sandbox struct {
 	work  string
 	out   string // where the profile goes
 	plain bool   // without a marker
-	binds []executor.Mount
-	meta  executor.Meta
+	// bindRoot makes a layer the root filesystem by a bind mount.
+	bindRoot bool
+	binds    []executor.Mount
+	meta     executor.Meta
 
 	stdout, stderr output
 }
@@ -115,8 +117,11 @@ func (s *sandbox) Mount(context.Context, bool) (executor.MountableRef, error) { 
 type overlay struct{ s *sandbox }
 
 func (o overlay) Mount() ([]mount.Mount, func() error, error) {
+	if o.s.bindRoot {
+		return b2{bind(o.s.base)}.Mount()
+	}
 	options := []string{"lowerdir=" + o.s.lower + ":" + o.s.base, "upperdir=" + o.s.upper, "workdir=" + o.s.work, "index=off"}
-	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: options}}, nil, nil
+	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: options}}, released, nil
 }
 func (o overlay) IdentityMapping() *user.IdentityMapping { return nil }
 
@@ -128,7 +133,7 @@ func (b bind) Mount(context.Context, bool) (executor.MountableRef, error) { retu
 type b2 struct{ dir bind }
 
 func (b b2) Mount() ([]mount.Mount, func() error, error) {
-	return []mount.Mount{{Type: "bind", Source: string(b.dir), Options: []string{"rbind"}}}, nil, nil
+	return []mount.Mount{{Type: "bind", Source: string(b.dir), Options: []string{"rbind"}}}, released, nil
 }
 func (b b2) IdentityMapping() *user.IdentityMapping { return nil }
 
@@ -284,3 +289,5 @@ func check(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+func released() error { return nil }

@@ -89,12 +89,14 @@ type tap struct {
 	pattern *regexp.Regexp // nil matches nothing
 	matched func()
 
-	mu   sync.Mutex
-	line []byte // the last one, without what is over maxLine
+	mu    sync.Mutex
+	line  []byte // the last one, without what is over maxLine
+	ended bool   // by a newline
 }
 
-// maxLine bounds what is kept of a line, in bytes.
-const maxLine = 64 << 10
+// maxLine bounds what is kept of a line, in bytes. Each write looks at all of
+// it again.
+const maxLine = 8 << 10
 
 func (t *tap) Write(b []byte) (int, error) {
 	t.look(b)
@@ -115,9 +117,10 @@ func (t *tap) look(b []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for line := range bytes.Lines(b) {
-		if n := len(t.line); n > 0 && t.line[n-1] == '\n' {
+		if t.ended {
 			t.line = t.line[:0]
 		}
+		t.ended = line[len(line)-1] == '\n'
 		t.line = append(t.line, line[:min(len(line), maxLine-len(t.line))]...)
 		if t.pattern != nil && t.pattern.Match(bytes.TrimRight(t.line, "\r\n")) {
 			t.matched()

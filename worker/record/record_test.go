@@ -1,15 +1,241 @@
 package record
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
+
+	"github.com/moby/buildkit/executor"
+	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
+	"golang.org/x/sys/unix"
 )
 
 func TestReads(t *testing.T) {
+	for _, test := range []struct {
+		name, script string
+		want         []string
+	}{
+		{"read", "cat /data/a", []string{"a"}},
+		{"nothing", ":", nil},
+		{"child", "(cat /data/a; (cat </data/b))", []string{"a", "b"}},
+		{"executed", "/data/program", []string{"program"}},
+		{"library", "/data/program /data/a", []string{"a", "program"}},
+		{"mapped", "workload mmap /data/a 0 1", []string{"a"}},
+		{"symlink", "cat /data/link", []string{"dir/target"}},
+		{"hard link", "cat /data/hard; cat /data/link2", []string{"hard", "link2"}},
+		{"repeated", "for i in 1 2 3; do cat /data/a; done", []string{"a"}},
+		{"deleted afterwards", "cat /data/a; rm /data/a", []string{"a"}},
+		{"moved afterwards", "cat /data/a; mv /data/a /data/z", []string{"a"}},
+		{"replaced afterwards", "cat /data/a; echo new >/data/new; mv /data/new /data/a; cat /data/a", []string{"a"}},
+		{"changed and read", "echo more >>/data/a; cat /data/a", []string{"a"}},
+		{"made here", "echo x >/data/made; cat /data/made; rm /data/made", nil},
+		{"not there", "cat /data/missing", nil},
+		{"directory", "for f in /data/*; do :; done", nil},
+		{"deleted in the image", "cat /data/whiteout", nil},
+		{"named pipe", "cat /data/a >/data/pipe & cat /data/pipe; wait", []string{"a"}},
+		{"daemon", "(setsid cat /data/a &) ; sleep 0.3", []string{"a"}},
+		{"odd name", "cat '/data/odd (deleted)'", []string{"odd (deleted)"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newSandbox(t)
+			s.dataFiles()
+			p, sum := s.record(Options{}, "sh", "-c", test.script)
+			wantPaths(t, p, test.want...)
+			if sum.End != EndExit || sum.Overflow || sum.Lost != 0 {
+				t.Errorf("%+v", sum)
+			}
+		})
+	}
+}
+
+// dataFiles fills /data.
+func (s *sandbox) dataFiles() {
+	s.t.Helper()
+	for _, name := range []string{"a", "b", "unread", "dir/target", "hard", "odd (deleted)"} {
+		s.file("/data/"+name, "content of "+name)
+	}
+	s.file("/data/program", "#!/bin/sh\ncat \"$@\"\n")
+	check(s.t, os.Chmod(s.lower+"/data/program", 0o755))
+	check(s.t, os.Symlink("dir/target", s.lower+"/data/link"))
+	check(s.t, os.Link(s.lower+"/data/hard", s.lower+"/data/link2"))
+	check(s.t, os.WriteFile(s.base+"/data/whiteout", nil, 0o644))
+	check(s.t, unix.Mknod(s.lower+"/data/whiteout", unix.S_IFCHR, 0))
+	check(s.t, unix.Mknod(s.lower+"/data/pipe", unix.S_IFIFO|0o666, 0))
+}
+
+func TestNothingOfMounts(t *testing.T) {
+	s := newSandbox(t)
+	s.dataFiles()
+	mounted := t.TempDir()
+	check(t, os.WriteFile(mounted+"/inside", []byte("x"), 0o644))
+	s.binds = []executor.Mount{{Src: bind(mounted), Dest: "/mnt"}}
+	p, _ := s.record(Options{}, "sh", "-c", "cat /mnt/inside /proc/self/status /data/a; cp /bin/sh /dev/shm/x; cat /dev/shm/x")
+	for _, f := range p.Files {
+		if !strings.HasPrefix(f.Path, "data/") && !strings.HasPrefix(f.Path, "bin/") && !strings.HasPrefix(f.Path, "etc/") {
+			t.Errorf("%s is recorded", f.Path)
+		}
+	}
+	wantPaths(t, p, "a")
+}
+
+// The process sees neither marker nor output, and what it writes lands in the
+// layer it would have landed in.
+func TestNoTrace(t *testing.T) {
+	listing := map[bool]string{}
+	for _, plain := range []bool{true, false} {
+		s := newSandbox(t)
+		s.plain = plain
+		err := s.run(Options{}, "sh", "-c", "set; ls -la /; cat /proc/mounts; echo out >/data/written; exit 7")
+		var exit *gatewayapi.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode != 7 {
+			t.Fatalf("plain %v: %v", plain, err)
+		}
+		if strings.Contains(s.stdout.String(), EnvName) || strings.Contains(s.stdout.String(), OutputDir) {
+			t.Errorf("the process sees: %s", s.stdout.String())
+		}
+		if s.stderr.Len() > 0 {
+			t.Errorf("plain %v: stderr is %q", plain, s.stderr.String())
+		}
+		var names []string
+		check(t, filepath.Walk(s.upper, func(name string, info os.FileInfo, err error) error {
+			names = append(names, fmt.Sprintf("%s %v", strings.TrimPrefix(name, s.upper), info.Mode()))
+			return err
+		}))
+		listing[plain] = strings.Join(names, "\n")
+	}
+	if listing[true] != listing[false] {
+		t.Errorf("the upper directory holds\n%s\nand with recording\n%s", listing[true], listing[false])
+	}
+}
+
+func TestStep(t *testing.T) {
+	s := newSandbox(t)
+	s.dataFiles()
+	// The rules are not for steps.
+	check(t, s.run(Options{Period: 1, Idle: 1, Ready: "."}, "sh", "-c", "cat /data/a; sleep 0.5; cat /data/b"))
+	p, sum := s.result()
+	wantPaths(t, p, "a", "b")
+	if sum.End != EndExit || s.stderr.Len() > 0 {
+		t.Errorf("%+v, stderr %q", sum, s.stderr.String())
+	}
+}
+
+func TestReadonlyRoot(t *testing.T) {
+	s := newSandbox(t)
+	s.dataFiles()
+	s.meta.ReadonlyRootFS = true
+	p, _ := s.record(Options{}, "sh", "-c", "cat /data/a; echo x >/data/b && cat /data/unread")
+	wantPaths(t, p, "a")
+	if !strings.Contains(s.stderr.String(), "Read-only") {
+		t.Errorf("stderr is %q", s.stderr.String())
+	}
+}
+
+func TestUser(t *testing.T) {
+	s := newSandbox(t)
+	s.dataFiles()
+	check(t, os.Chmod(s.lower+"/data/b", 0o600))
+	s.meta.User = "app"
+	p, sum := s.record(Options{}, "sh", "-c", "cat /data/a; cat /data/b")
+	wantPaths(t, p, "a")
+	if sum.ExitCode != 1 {
+		t.Errorf("%+v", sum)
+	}
+}
+
+func TestSameProfile(t *testing.T) {
+	var first string
+	for i := range 5 {
+		s := newSandbox(t)
+		for n := range 200 {
+			s.file(fmt.Sprintf("/data/%d", n), "x")
+		}
+		s.record(Options{}, "sh", "-c", "for i in 1 2 3 4; do (workload walk /data; echo $i >/tmp/$$.$i; cat /tmp/*) & done; wait")
+		data, err := os.ReadFile(filepath.Join(s.out, ProfileFile))
+		check(t, err)
+		if i > 0 && string(data) != first {
+			t.Fatalf("the profile differs: %s", data)
+		}
+		first = string(data)
+	}
+}
+
+func TestManyFiles(t *testing.T) {
+	count := 100_000
+	if testing.Short() {
+		count = 10_000
+	}
+	s := newSandbox(t)
+	for n := range count {
+		s.file(fmt.Sprintf("/data/%d/%d", n/1000, n), "x")
+	}
+	p, sum := s.record(Options{Period: -1}, "workload", "walk", "/data")
+	if got := len(paths(p)); got != count || sum.Overflow || sum.Lost != 0 {
+		t.Errorf("%d of %d files, %+v", got, count, sum)
+	}
+	t.Log(sum)
+}
+
+// A queue that is too small is simulated by the limit that an unlimited one does
+// not have.
+func TestOverflow(t *testing.T) {
+	const limit = "/proc/sys/fs/fanotify/max_queued_events"
+	s := newSandbox(t)
+	for n := range 100 {
+		s.file(fmt.Sprintf("/data/%d", n), "x")
+	}
+	root, err := mountHere(t.Context(), s)
+	check(t, err)
+	defer root.close()
+	before, err := os.ReadFile(limit)
+	check(t, err)
+	check(t, os.WriteFile(limit, []byte("10"), 0o644))
+	w, err := openWatch(root, 0)
+	check(t, errors.Join(err, os.WriteFile(limit, before, 0o644)))
+	defer w.close()
+	check(t, exec.Command(workloadCommand(t), "walk", root.dir).Run())
+	w.begin()
+	sum := w.stop()
+	if !sum.Overflow || !strings.Contains(sum.String(), "incomplete") {
+		t.Errorf("%+v", sum)
+	}
+}
+
+// A bind mount has the host's superblock: a step runs all the same, a workload
+// is an error.
+func TestNoOverlay(t *testing.T) {
 	s := newSandbox(t)
 	s.file("/data/a", "a")
-	s.file("/data/b", "b")
-	s.file("/data/unread", "c")
-	p, sum := s.record(Options{}, "sh", "-c", "cat /data/a; (cat < /data/b)")
-	wantPaths(t, p, "a", "b")
-	t.Logf("%+v\n%v\n%s", sum, p, s.stderr.String())
+	s.bindRoot = true
+	check(t, s.run(Options{}, "cat", "/etc/passwd"))
+	p, sum := s.result()
+	if len(p.Files) != 0 || !strings.Contains(sum.Reason, "bind mount") || !strings.Contains(s.stdout.String(), "app") {
+		t.Errorf("%+v, %+v, %q", p, sum, s.stdout.String())
+	}
+	if err := s.run(Options{IgnoreExit: true}, "cat", "/etc/passwd"); err == nil || !strings.Contains(err.Error(), "bind mount") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestSideBySide(t *testing.T) {
+	s := newSandbox(t)
+	s.dataFiles()
+	other := newSandbox(t)
+	other.dataFiles()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := other.run(Options{}, "sh", "-c", "cat /data/b; sleep 0.5; cat /data/unread"); err != nil {
+			t.Error(err)
+		}
+	})
+	p, _ := s.record(Options{}, "sh", "-c", "sleep 0.3; cat /data/a")
+	wg.Wait()
+	wantPaths(t, p, "a")
+	p, _ = other.result()
+	wantPaths(t, p, "b", "unread")
 }

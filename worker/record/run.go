@@ -37,7 +37,7 @@ func (r run) record(ctx context.Context, root executor.Mount, output executor.Mo
 	}()
 	root.Src = here
 
-	w, err := openWatch(here)
+	w, err := openWatch(here, unlimited)
 	if err != nil {
 		return r.unrecorded(ctx, root, output, started, err)
 	}

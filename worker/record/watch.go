@@ -32,7 +32,8 @@ type watch struct {
 	newest atomic.Int64 // of a file seen for the first time, in Unix nanoseconds
 }
 
-func openWatch(root *mounted) (_ *watch, err error) {
+// openWatch marks the superblock. queue is unlimited but for tests.
+func openWatch(root *mounted, queue uint) (_ *watch, err error) {
 	if err := root.ownSuperblock(); err != nil {
 		return nil, err
 	}
@@ -51,7 +52,7 @@ func openWatch(root *mounted) (_ *watch, err error) {
 	if w.files, err = newFiles(time.Now()); err != nil {
 		return nil, err
 	}
-	if w.events, err = openEvents(root.dir, unlimited); err != nil {
+	if w.events, err = openEvents(root.dir, queue); err != nil {
 		return nil, err
 	}
 	devices := w.image.devices()

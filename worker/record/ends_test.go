@@ -1,0 +1,85 @@
+package record
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
+)
+
+func TestEnds(t *testing.T) {
+	const long = -1
+	for _, test := range []struct {
+		name string
+		opts Options
+		args []string
+		end  End
+		want []string
+	}{
+		{"exit", Options{}, []string{"sh", "-c", "cat /data/a; exit 3"}, EndExit, []string{"a"}},
+		{"crash", Options{}, []string{"workload", "crash"}, EndExit, nil},
+		{"idle", Options{Period: long, Idle: 300 * time.Millisecond}, []string{"sh", "-c", "cat /data/a; sleep 4711"}, EndIdle, []string{"a"}},
+		{"idle starts again", Options{Period: long, Idle: 800 * time.Millisecond}, []string{"sh", "-c", "cat /data/a; sleep 0.5; cat /data/b; sleep 0.5; cat /data/unread; sleep 4711"}, EndIdle, []string{"a", "b", "unread"}},
+		{"period", Options{Period: 500 * time.Millisecond, Idle: long}, []string{"sh", "-c", "cat /data/a; sleep 4711; cat /data/b"}, EndPeriod, []string{"a"}},
+		{"ready", Options{Period: long, Idle: long, Ready: "^listening on [0-9]+$"}, []string{"sh", "-c", "cat /data/a; echo; echo listening on 80; sleep 4711; cat /data/b"}, EndReady, []string{"a"}},
+		{"ready on stderr", Options{Period: long, Idle: long, Ready: "up"}, []string{"sh", "-c", "printf 'is u' >&2; sleep 0.1; printf p >&2; sleep 4711"}, EndReady, nil},
+		{"ignores TERM", Options{Period: long, Idle: 200 * time.Millisecond, Grace: 300 * time.Millisecond}, []string{"workload", "stubborn", "4711"}, EndIdle, nil},
+		{"ends by TERM", Options{Period: long, Idle: 200 * time.Millisecond, Grace: long}, []string{"workload", "polite", "4711"}, EndIdle, nil},
+		{"daemons", Options{Period: long, Idle: 300 * time.Millisecond}, []string{"sh", "-c", "(setsid sh -c '(sleep 4711 & sleep 4711) &' ); cat /data/a; sleep 4711"}, EndIdle, []string{"a"}},
+		{"daemons left behind", Options{}, []string{"sh", "-c", "(setsid sh -c '(sleep 4711 & sleep 4711) &' ); cat /data/a"}, EndExit, []string{"a"}},
+		{"full disk", Options{}, []string{"sh", "-c", "cat /data/a; dd if=/dev/zero of=/dev/shm/fill bs=1M; cat /data/b"}, EndExit, []string{"a", "b"}},
+		{"no such binary", Options{}, []string{"/bin/missing"}, EndStart, nil},
+		{"not executable", Options{}, []string{"/data/a"}, EndStart, nil},
+		{"another platform", Options{}, []string{"/data/alien"}, EndStart, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newSandbox(t)
+			s.dataFiles()
+			s.file("/data/late", "")
+			s.file("/data/alien", "\x7fELF nobody's")
+			check(t, os.Chmod(s.lower+"/data/alien", 0o755))
+			var p *profile.Profile
+			var sum Summary
+			within(t, 5*time.Second, func() { p, sum = s.record(test.opts, test.args...) })
+			noProcess(t, "4711")
+			if sum.End != test.end {
+				t.Errorf("ended by %s, want %s", sum.End, test.end)
+			}
+			wantPaths(t, p, test.want...)
+			if (test.end == EndStart) != (sum.Reason != "") || (test.end == EndStart) != (len(p.Files) == 0) {
+				t.Errorf("%+v with %d files", sum, len(p.Files))
+			}
+			if want := sum.String(); !strings.Contains(s.stderr.String(), want) {
+				t.Errorf("stderr is %q without %q", s.stderr.String(), want)
+			}
+			t.Log(sum)
+		})
+	}
+}
+
+func TestGracefulEnd(t *testing.T) {
+	s := newSandbox(t)
+	s.record(Options{Idle: 200 * time.Millisecond}, "workload", "polite")
+	if !strings.Contains(s.stdout.String(), "bye") {
+		t.Errorf("stdout is %q", s.stdout.String())
+	}
+}
+
+func TestCancelledBuild(t *testing.T) {
+	s := newSandbox(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(500*time.Millisecond, cancel)
+	err := s.runContext(ctx, Options{Period: -1, Idle: -1, IgnoreExit: true}, "sleep", "4711")
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	noProcess(t, "4711")
+	if _, err := os.Stat(filepath.Join(s.out, ProfileFile)); err == nil {
+		t.Error("a profile was written")
+	}
+}

@@ -1,0 +1,189 @@
+package record
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/buildkit/executor"
+	resourcestypes "github.com/moby/buildkit/executor/resources/types"
+	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
+)
+
+// fake remembers what it was asked to run.
+type fake struct {
+	process executor.ProcessInfo
+	mounts  []executor.Mount
+	root    executor.Mountable
+	runs    int
+}
+
+func (f *fake) Run(_ context.Context, _ string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, _ chan<- struct{}) (resourcestypes.Recorder, error) {
+	f.process, f.mounts, f.root = process, mounts, root.Src
+	f.runs++
+	return nil, nil
+}
+
+func (f *fake) Exec(context.Context, string, executor.ProcessInfo) error { return errors.New("exec") }
+
+func TestUnmarked(t *testing.T) {
+	f := &fake{}
+	root := bind("/nowhere")
+	mounts := []executor.Mount{{Dest: OutputDir}}
+	env := []string{"A=1", EnvName + "_NOT=1"}
+	_, err := Wrap(f).Run(t.Context(), "", executor.Mount{Src: root}, mounts, executor.ProcessInfo{Meta: executor.Meta{Env: env}}, nil)
+	if err != nil || f.root != root || len(f.mounts) != 1 || !slices.Equal(f.process.Meta.Env, env) {
+		t.Errorf("%+v, %v", f, err)
+	}
+	if err := Wrap(f).Exec(t.Context(), "", executor.ProcessInfo{}); err == nil || err.Error() != "exec" {
+		t.Errorf("Exec: %v", err)
+	}
+}
+
+func TestBadMarkers(t *testing.T) {
+	out := executor.Mount{Src: bind("/nowhere"), Dest: OutputDir}
+	readonly := out
+	readonly.Readonly = true
+	for _, test := range []struct {
+		env    []string
+		mounts []executor.Mount
+		want   string
+	}{
+		{[]string{EnvName + "="}, []executor.Mount{out}, EnvName},
+		{[]string{EnvName + "={"}, []executor.Mount{out}, EnvName},
+		{[]string{EnvName + "=[]"}, []executor.Mount{out}, EnvName},
+		{[]string{EnvName + "={}{}"}, []executor.Mount{out}, "follows"},
+		{[]string{EnvName + `={"perod":1}`}, []executor.Mount{out}, "perod"},
+		{[]string{EnvName + `={"period":"10s"}`}, []executor.Mount{out}, "period"},
+		{[]string{EnvName + `={"ready":"("}`}, []executor.Mount{out}, "missing closing )"},
+		{[]string{EnvName + "={}", EnvName + "={}"}, []executor.Mount{out}, "2 times"},
+		{[]string{EnvName + "={}"}, nil, OutputDir},
+		{[]string{EnvName + "={}"}, []executor.Mount{readonly}, OutputDir},
+	} {
+		f := &fake{}
+		_, err := Wrap(f).Run(t.Context(), "", executor.Mount{}, test.mounts, executor.ProcessInfo{Meta: executor.Meta{Env: test.env}}, nil)
+		if err == nil || !strings.Contains(err.Error(), test.want) || f.runs != 0 {
+			t.Errorf("%q: %v, want %s", test.env, err, test.want)
+		}
+	}
+}
+
+func TestMarker(t *testing.T) {
+	opts := Options{Period: time.Second, Grace: -1, Ready: `up "now"`, IgnoreExit: true}
+	env := []string{"A=1", opts.Env(), "B=2"}
+	got, rest, err := cutMarker(env)
+	if err != nil || got == nil {
+		t.Fatal(err)
+	}
+	if got.Period != time.Second || got.Idle != DefaultIdle || got.Grace != -1 || !got.IgnoreExit || !got.ready.MatchString(`is up "now"!`) {
+		t.Errorf("%+v", got)
+	}
+	if !slices.Equal(rest, []string{"A=1", "B=2"}) || env[1] != opts.Env() {
+		t.Errorf("%q of %q", rest, env)
+	}
+}
+
+func TestTap(t *testing.T) {
+	for _, test := range []struct {
+		pattern string
+		writes  []string
+		at      int // the write that matches, or none if negative
+	}{
+		{"ready", []string{"rea", "dy"}, 1},
+		{"^ready$", []string{"not ready\n", "ready\r\n"}, 1},
+		{"^ready", []string{"a\nready"}, 0},
+		{"a.*b", []string{"a\n", "b\n"}, -1},
+		{"end$", []string{strings.Repeat("x", 3*maxLine), "\nthe end"}, 1},
+		{"end", []string{strings.Repeat("x", 3*maxLine), "end"}, -1},
+		{"b", []string{"a\n", "", "b"}, 2},
+	} {
+		matched := -1
+		var passed bytes.Buffer
+		i := 0
+		tap := &tap{WriteCloser: nopCloser{&passed}, pattern: regexp.MustCompile(test.pattern), matched: func() {
+			if matched < 0 {
+				matched = i
+			}
+		}}
+		for ; i < len(test.writes); i++ {
+			if n, err := tap.Write([]byte(test.writes[i])); n != len(test.writes[i]) || err != nil {
+				t.Errorf("%d, %v", n, err)
+			}
+		}
+		if matched != test.at || passed.String() != strings.Join(test.writes, "") {
+			t.Errorf("%s in %.40q: matched at %d, want %d; passed %.40q", test.pattern, test.writes, matched, test.at, passed.String())
+		}
+	}
+}
+
+type nopCloser struct{ *bytes.Buffer }
+
+func (nopCloser) Close() error { return nil }
+
+func TestJudge(t *testing.T) {
+	coded := func(code uint32) error { return &gatewayapi.ExitError{ExitCode: code} }
+	other := errors.New("unable to find user nobody")
+	for _, test := range []struct {
+		end    End
+		err    error
+		line   string
+		want   End
+		code   int
+		reason string
+		fails  bool
+	}{
+		{EndExit, nil, "", EndExit, 0, "", false},
+		{EndExit, coded(3), "", EndExit, 3, "", false},
+		{EndExit, coded(1), "exec /x: exec format error", EndStart, 1, "exec /x: exec format error", false},
+		{EndExit, coded(1), "sh: exec: /x: not found", EndExit, 1, "", false},
+		{EndExit, other, "", EndStart, 0, other.Error(), false},
+		{EndIdle, coded(137), "", EndIdle, 0, "", false},
+		{EndIdle, other, "", EndIdle, 0, "", true},
+	} {
+		s := Summary{End: test.end}
+		err := s.judge(test.err, test.line)
+		if s.End != test.want || s.ExitCode != test.code || s.Reason != test.reason || (err != nil) != test.fails {
+			t.Errorf("%+v: %+v, %v", test, s, err)
+		}
+	}
+}
+
+func TestSplitLowers(t *testing.T) {
+	if got := splitLowers(`/a:/b\:c:/d\\e`); !slices.Equal(got, []string{"/a", "/b:c", `/d\e`}) {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestParseFormat(t *testing.T) {
+	const format = `name: mm_filemap_map_pages
+ID: 598
+format:
+	field:unsigned short common_type;	offset:0;	size:2;	signed:0;
+	field:int common_pid;	offset:4;	size:4;	signed:1;
+
+	field:unsigned long i_ino;	offset:8;	size:8;	signed:0;
+	field:dev_t s_dev;	offset:16;	size:4;	signed:0;
+	field:unsigned long index;	offset:24;	size:8;	signed:0;
+	field:unsigned long last_index;	offset:32;	size:8;	signed:0;
+
+print fmt: "dev=%d:%d"
+`
+	p := tracepoint{last: "last_index", around: true}
+	check(t, p.parseFormat(format))
+	raw := make([]byte, 40)
+	raw[8], raw[16], raw[24], raw[32] = 1, 2, 30, 34
+	if of, first, last := p.pages(raw); of != (inode{2, 1}) || first != 32 || last != 32 {
+		t.Errorf("%v %d-%d", of, first, last)
+	}
+	if of, first, last := p.pages(raw[:20]); of != (inode{2, 1}) || first != 0 || last != 0 {
+		t.Errorf("%v %d-%d", of, first, last)
+	}
+	if err := p.parseFormat("field:int x; offset:0; size:4;"); err == nil {
+		t.Error("no fields, no error")
+	}
+}
