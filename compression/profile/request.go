@@ -146,7 +146,7 @@ var stageName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]*$`)
 
 func setStage(r *Request, value string) error {
 	if !stageName.MatchString(value) {
-		return fmt.Errorf("give the name of a stage of the Dockerfile: a letter, then letters, digits and -_.")
+		return fmt.Errorf("give the name of a stage of the Dockerfile: a letter, then letters, digits, dots, dashes and underscores")
 	}
 	r.StageName = value
 	return nil
