@@ -1,0 +1,127 @@
+package frontend
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/moby/buildkit/client/llb"
+	"github.com/moby/buildkit/solver/pb"
+	digest "github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+)
+
+func graphOf(t *testing.T, st llb.State) *graph {
+	def, err := st.Marshal(t.Context())
+	require.NoError(t, err)
+	g, err := parse(def.ToPB())
+	require.NoError(t, err)
+	return g
+}
+
+func run(st llb.State, command string) llb.ExecState {
+	return st.Run(llb.Args(strings.Fields(command)))
+}
+
+func TestSteps(t *testing.T) {
+	one := run(llb.Scratch(), "one").Root()
+	two := run(one, "two").Root()
+	other := run(llb.Scratch(), "other").Root()
+	mounting := run(one, "mounts")
+	mounting.AddMount("/mnt", other)
+	for name, tc := range map[string]struct {
+		state llb.State
+		want  string
+	}{
+		"a chain":           {two, "one two"},
+		"no step":           {llb.Scratch().File(llb.Mkdir("/a", 0o700)), ""},
+		"a copied stage":    {two.File(llb.Copy(other, "/a", "/a").Copy(other, "/b", "/b")), "one two"},
+		"a mounted stage":   {mounting.Root(), "one mounts"},
+		"output of another": {mounting.GetMount("/mnt"), "other"},
+		"linked copies":     {llb.Merge([]llb.State{two, run(llb.Scratch(), "linked").Root()}), "one two linked"},
+		"a diff":            {llb.Diff(one, two), "one two"},
+		"needs another":     {two.Requires("id", other), "one two"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := graphOf(t, tc.state)
+			var got []string
+			for _, d := range g.steps() {
+				got = append(got, g.ops[d].GetExec().Meta.Args...)
+			}
+			require.Equal(t, tc.want, strings.Join(got, " "))
+		})
+	}
+}
+
+func TestParseHostile(t *testing.T) {
+	encode := func(ops ...*pb.Op) *pb.Definition {
+		def := &pb.Definition{}
+		for _, op := range ops {
+			dt, err := op.Marshal()
+			require.NoError(t, err)
+			def.Def = append(def.Def, dt)
+		}
+		return def
+	}
+	input := func(op *pb.Op, index int64) *pb.Op {
+		dt, err := op.Marshal()
+		require.NoError(t, err)
+		return &pb.Op{Inputs: []*pb.Input{{Digest: string(digest.FromBytes(dt)), Index: index}}}
+	}
+	for _, def := range []*pb.Definition{nil, {}, {Def: [][]byte{{0xff}}}, encode(&pb.Op{})} {
+		_, err := parse(def)
+		require.Error(t, err)
+	}
+	for _, op := range []*pb.Op{
+		{},
+		{Op: &pb.Op_Exec{}},
+		{Op: &pb.Op_Exec{Exec: &pb.ExecOp{Mounts: []*pb.Mount{{Dest: "/", Input: 7}}}}},
+		{Op: &pb.Op_File{}},
+		{Op: &pb.Op_File{File: &pb.FileOp{Actions: []*pb.FileAction{{Input: 9}}}}},
+		{Op: &pb.Op_File{File: &pb.FileOp{Actions: []*pb.FileAction{{Input: 0}}}}},
+		{Op: &pb.Op_Diff{}},
+		{Op: &pb.Op_Passthrough{}},
+		{Op: &pb.Op_Passthrough{Passthrough: &pb.PassthroughOp{Outputs: []int64{-4}}}},
+		{Op: &pb.Op_Merge{}, Inputs: []*pb.Input{{Digest: "unknown"}}},
+	} {
+		for _, index := range []int64{0, 3, -1} {
+			g, err := parse(encode(op, input(op, index)))
+			require.NoError(t, err)
+			require.Empty(t, g.steps())
+			_, err = mark{env: "A=b", dir: "/d"}.steps(g, g.steps())
+			if len(op.Inputs) > 0 {
+				require.ErrorContains(t, err, "without its input unknown")
+			}
+		}
+	}
+}
+
+func TestMarkKeepsWhatItDoesNotTouch(t *testing.T) {
+	one := run(llb.Scratch().File(llb.Mkdir("/a", 0o700), llb.IgnoreCache), "one").Root()
+	g := graphOf(t, run(one, "two").Root())
+	steps := g.steps()
+	r, err := mark{env: "M=x=y", dir: "/d"}.steps(g, steps[1:])
+	require.NoError(t, err)
+
+	require.Equal(t, steps[0], r.became[steps[0]], "the first step stays as it is")
+	require.NotEqual(t, steps[1], r.became[steps[1]])
+	require.True(t, r.to.ignoresCache())
+	exec := r.to.ops[r.became[steps[1]]].GetExec()
+	require.Contains(t, exec.Meta.Env, "M=x=y")
+	require.True(t, exec.Mounts[1].EqualVT(&pb.Mount{Input: -1, Dest: "/d", Output: 1}))
+	require.Nil(t, g.ops[steps[1]].GetExec().GetMounts()[0].CacheOpt)
+	require.Len(t, g.ops[steps[1]].GetExec().Mounts, 1, "the original is as it was")
+}
+
+func TestMarkUnmarkedIsTheSameDefinition(t *testing.T) {
+	g := graphOf(t, run(run(llb.Scratch(), "one").Root(), "two").Root())
+	r, err := mark{}.steps(g, nil)
+	require.NoError(t, err)
+	require.Equal(t, g.head.Digest, r.to.head.Digest)
+}
+
+func TestMarkedTwiceHasOneMark(t *testing.T) {
+	g := graphOf(t, llb.Scratch().AddEnv("M", "forged").Run(llb.Args([]string{"one"})).Root())
+	r, err := mark{env: "M=real", dir: "/d"}.steps(g, g.steps())
+	require.NoError(t, err)
+	require.Equal(t, []string{"M=real"}, r.to.ops[digest.Digest(r.to.head.Digest)].GetExec().Meta.Env)
+}

@@ -1,0 +1,173 @@
+package frontend
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+
+	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/client/buildid"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+)
+
+// asking returns a build with an exporter for each of attrs.
+func asking(ref string, attrs ...map[string]string) *controlapi.SolveRequest {
+	req := &controlapi.SolveRequest{Ref: ref, Session: "one session for all"}
+	for _, a := range attrs {
+		req.Exporters = append(req.Exporters, &controlapi.Exporter{Type: "image", Attrs: a})
+	}
+	return req
+}
+
+func estargz(attrs ...string) map[string]string {
+	m := map[string]string{"compression": "estargz"}
+	for i := 0; i < len(attrs); i += 2 {
+		m["estargz-profile"+attrs[i]] = attrs[i+1]
+	}
+	return m
+}
+
+// during calls the interceptor and f within its handler.
+func during(t *testing.T, r *Requests, req *controlapi.SolveRequest, f func(ctx context.Context)) error {
+	info := &grpc.UnaryServerInfo{FullMethod: controlapi.Control_Solve_FullMethodName}
+	_, err := r.UnaryServerInterceptor(t.Context(), req, info, func(ctx context.Context, _ any) (any, error) {
+		f(ctx)
+		return nil, nil
+	})
+	return err
+}
+
+// gateway is the context of a request that a client-side gateway makes.
+func gateway(t *testing.T, ref string) context.Context {
+	out := buildid.AppendToOutgoingContext(t.Context(), ref)
+	md, _ := metadata.FromOutgoingContext(out)
+	return metadata.NewIncomingContext(t.Context(), md)
+}
+
+func TestRequestsOfBuild(t *testing.T) {
+	r := NewRequests("estargz")
+	require.NoError(t, during(t, r, asking("a", estargz("", "run")), func(ctx context.Context) {
+		require.True(t, r.of(ctx).request.Run, "a frontend within the call")
+		require.True(t, r.of(gateway(t, "a")).request.Run, "a frontend that the client calls")
+		require.Nil(t, r.of(gateway(t, "b")))
+		require.Nil(t, r.of(t.Context()))
+	}))
+	require.Nil(t, r.of(gateway(t, "a")), "the build is over")
+}
+
+func TestRequestsWanted(t *testing.T) {
+	for name, tc := range map[string]struct {
+		attrs  []map[string]string
+		wanted bool
+	}{
+		"by default":             {[]map[string]string{estargz()}, true},
+		"none":                   {[]map[string]string{estargz("", "none")}, false},
+		"another compression":    {[]map[string]string{{"compression": "zstd"}}, false},
+		"no exporter":            {nil, false},
+		"one with, one without":  {[]map[string]string{estargz("", "none"), estargz("-idle", "1s"), {}}, true},
+		"two that want the same": {[]map[string]string{estargz("-idle", "1s"), estargz("-idle", "1000ms")}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := NewRequests("estargz")
+			require.NoError(t, during(t, r, asking("a", tc.attrs...), func(ctx context.Context) {
+				require.Equal(t, tc.wanted, r.of(ctx) != nil)
+			}))
+		})
+	}
+}
+
+func TestRequestsRefused(t *testing.T) {
+	fromLLB := asking("a", estargz("", "entrypoint"))
+	fromLLB.Definition = &pb.Definition{Def: [][]byte{{}}}
+	for name, tc := range map[string]struct {
+		req  *controlapi.SolveRequest
+		want string
+	}{
+		"bad value":       {asking("a", estargz("-idle", "soon")), "estargz-profile-idle=soon: give a time"},
+		"two profiles":    {asking("a", estargz("", "run"), estargz()), "exporters that ask for different profiles"},
+		"no entitlement":  {asking("a", estargz("-network", "host")), "estargz-profile-network=host: needs --allow network.host"},
+		"no image to run": {fromLLB, "a build that is given as LLB has no image to run"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := during(t, NewRequests("estargz"), tc.req, func(context.Context) { t.Error("was built") })
+			require.ErrorContains(t, err, tc.want)
+		})
+	}
+}
+
+func TestRequestsHostNetworkAllowed(t *testing.T) {
+	req := asking("a", estargz("-network", "host"))
+	req.Entitlements = []string{"network.host"}
+	require.NoError(t, during(t, NewRequests("estargz"), req, func(context.Context) {}))
+}
+
+func TestRequestsOfLLBByDefault(t *testing.T) {
+	req := asking("a", estargz())
+	req.Definition = &pb.Definition{Def: [][]byte{{}}}
+	r := NewRequests("estargz")
+	require.NoError(t, during(t, r, req, func(ctx context.Context) { require.Nil(t, r.of(ctx)) }))
+}
+
+func TestRequestsOfOldClients(t *testing.T) {
+	req := &controlapi.SolveRequest{
+		Ref: "a", ExporterDeprecated: "image", ExporterAttrsDeprecated: estargz(),
+		Cache: &controlapi.CacheOptions{ExportRefDeprecated: "cache"},
+	}
+	r := NewRequests("estargz")
+	require.NoError(t, during(t, r, req, func(ctx context.Context) { require.True(t, r.of(ctx).exportsCache) }))
+}
+
+func TestRequestsIgnoreOtherCalls(t *testing.T) {
+	r := NewRequests("estargz")
+	info := &grpc.UnaryServerInfo{FullMethod: controlapi.Control_Info_FullMethodName}
+	got, err := r.UnaryServerInterceptor(t.Context(), &controlapi.InfoRequest{}, info, func(context.Context, any) (any, error) {
+		return "answer", nil
+	})
+	require.NoError(t, err)
+	require.Equal(t, "answer", got)
+}
+
+// Builds side by side in one session must not get each other's profiles.
+func TestRequestsSideBySide(t *testing.T) {
+	r := NewRequests("estargz")
+	var all sync.WaitGroup
+	inside := make(chan struct{})
+	var arrived sync.WaitGroup
+	arrived.Add(50)
+	for i := range 50 {
+		all.Go(func() {
+			ref := fmt.Sprint(i)
+			err := during(t, r, asking(ref, estargz("-cmd", ref)), func(ctx context.Context) {
+				arrived.Done()
+				<-inside // until all builds are under way
+				if got := r.of(ctx).request.Command; got[0] != ref {
+					t.Errorf("build %s got the request of %s", ref, got)
+				}
+				if got := r.of(gateway(t, ref)).request.Command; got[0] != ref {
+					t.Errorf("gateway of build %s got the request of %s", ref, got)
+				}
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	arrived.Wait()
+	close(inside)
+	all.Wait()
+	require.Empty(t, r.byRef)
+}
+
+func TestRequestsRefInUse(t *testing.T) {
+	r := NewRequests("estargz")
+	require.NoError(t, during(t, r, asking("a", estargz("", "run")), func(context.Context) {
+		require.NoError(t, during(t, r, asking("a", estargz()), func(ctx context.Context) {
+			require.Nil(t, r.of(ctx))
+		}))
+		require.True(t, r.of(gateway(t, "a")).request.Run, "the first build still has its own")
+	}))
+}
