@@ -154,6 +154,10 @@ func exporters(req *controlapi.SolveRequest) []map[string]string {
 	return all
 }
 
+// exportsCache says whether anything leaves the builder that can hold profiles.
+// An inline cache is the image's layers and nothing else.
 func exportsCache(c *controlapi.CacheOptions) bool {
-	return len(c.GetExports()) > 0 || c.GetExportRefDeprecated() != ""
+	return c.GetExportRefDeprecated() != "" || slices.ContainsFunc(c.GetExports(), func(e *controlapi.CacheOptionsEntry) bool {
+		return e.GetType() != "inline"
+	})
 }

@@ -121,6 +121,17 @@ func TestRequestsOfOldClients(t *testing.T) {
 	require.NoError(t, during(t, r, req, func(ctx context.Context) { require.True(t, r.of(ctx).exportsCache) }))
 }
 
+func TestRequestsExportedCache(t *testing.T) {
+	for kind, want := range map[string]bool{"inline": false, "registry": true, "local": true} {
+		req := asking("a", estargz())
+		req.Cache = &controlapi.CacheOptions{Exports: []*controlapi.CacheOptionsEntry{{Type: kind}}}
+		r := NewRequests("estargz")
+		require.NoError(t, during(t, r, req, func(ctx context.Context) {
+			require.Equal(t, want, r.of(ctx).exportsCache, kind)
+		}))
+	}
+}
+
 func TestRequestsIgnoreOtherCalls(t *testing.T) {
 	r := NewRequests("estargz")
 	info := &grpc.UnaryServerInfo{FullMethod: controlapi.Control_Info_FullMethodName}
