@@ -119,7 +119,27 @@ func TestMarkUnmarkedIsTheSameDefinition(t *testing.T) {
 	require.Equal(t, g.head.Digest, r.to.head.Digest)
 }
 
-func TestMarkedTwiceHasOneMark(t *testing.T) {
+// A linked target of bake begins with the marked steps of another build.
+func TestMarkedBeforeStaysAsItIs(t *testing.T) {
+	m := mark{env: "M=x", dir: "/d"}
+	g := graphOf(t, run(run(llb.Scratch(), "one").Root(), "two").Root())
+	first, err := m.steps(g, g.steps())
+	require.NoError(t, err)
+	again, err := m.steps(first.to, first.to.steps())
+	require.NoError(t, err)
+	require.Equal(t, first.to.head.Digest, again.to.head.Digest)
+	profiles, err := again.profiles(m, first.to.steps())
+	require.NoError(t, err)
+	require.Len(t, profiles, 2)
+
+	other, err := mark{env: "M=y", dir: "/d"}.steps(first.to, first.to.steps())
+	require.NoError(t, err)
+	exec := other.to.ops[digest.Digest(other.to.head.Digest)].GetExec()
+	require.Len(t, exec.Mounts, 2)
+	require.Equal(t, []string{"M=y"}, exec.Meta.Env)
+}
+
+func TestForgedMarkIsReplaced(t *testing.T) {
 	g := graphOf(t, llb.Scratch().AddEnv("M", "forged").Run(llb.Args([]string{"one"})).Root())
 	r, err := mark{env: "M=real", dir: "/d"}.steps(g, g.steps())
 	require.NoError(t, err)

@@ -75,7 +75,7 @@ func (j *job) buildTarget(ctx context.Context) error {
 // swapMarked has the target built with marks, and what its attestations are
 // about as well, or it would be built a second time for them.
 func (j *job) swapMarked(ctx context.Context) error {
-	profiles, err := j.built.profiles(j.steps)
+	profiles, err := j.built.profiles(j.mark(Recording{}), j.steps)
 	if err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func (j *job) markAttestation(ctx context.Context, def *pb.Definition) (solver.R
 }
 
 func (j *job) recordSteps(ctx context.Context) error {
-	profiles, err := j.built.profiles(j.steps)
+	profiles, err := j.built.profiles(j.mark(Recording{}), j.steps)
 	if err != nil {
 		return err
 	}
@@ -136,7 +136,7 @@ func (j *job) recordStage(ctx context.Context) error {
 	if len(own) == 0 {
 		j.warn(ctx, j.built.to.head, "stage %s adds no RUN step to the target", j.request.StageName)
 	}
-	profiles, err := r.profiles(own)
+	profiles, err := r.profiles(j.mark(Recording{}), own)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -70,13 +71,15 @@ func (r *rewriter) head() error {
 
 // profiles returns what builds the profiles of steps, which stand in from and
 // were marked on the way.
-func (r *rewriter) profiles(steps []digest.Digest) ([]*pb.Definition, error) {
+func (r *rewriter) profiles(m mark, steps []digest.Digest) ([]*pb.Definition, error) {
 	var defs []*pb.Definition
 	for _, d := range steps {
-		def, err := r.to.definition(&pb.Input{
-			Digest: string(r.became[d]),
-			Index:  outputsOf(r.from.ops[d].GetExec()),
-		})
+		now := r.became[d]
+		out := m.output(r.to.ops[now].GetExec())
+		if out == nil {
+			return nil, fmt.Errorf("step %s without a profile", now)
+		}
+		def, err := r.to.definition(&pb.Input{Digest: string(now), Index: out.Output})
 		if err != nil {
 			return nil, err
 		}
@@ -85,34 +88,47 @@ func (r *rewriter) profiles(steps []digest.Digest) ([]*pb.Definition, error) {
 	return defs, nil
 }
 
+// output returns the mount for the profile of a marked command, else nil.
+func (m mark) output(exec *pb.ExecOp) *pb.Mount {
+	for _, mount := range exec.GetMounts() {
+		if mount.Dest == m.dir && mount.Input == int64(pb.Empty) && mount.Output != int64(pb.SkipOutput) {
+			return mount
+		}
+	}
+	return nil
+}
+
+// onto marks a command, unless it has this mark: a build may begin with the
+// result of another one that was profiled, as linked targets of bake do.
+func (m mark) onto(exec *pb.ExecOp) (changed bool) {
+	marked := m.output(exec) != nil
+	if marked && slices.Contains(exec.Meta.Env, m.env) {
+		return false
+	}
+	name, _, _ := strings.Cut(m.env, "=")
+	exec.Meta.Env = append(slices.DeleteFunc(exec.Meta.Env, func(e string) bool {
+		return strings.HasPrefix(e, name+"=")
+	}), m.env)
+	if !marked {
+		exec.Mounts = append(exec.Mounts, &pb.Mount{
+			Input:  int64(pb.Empty),
+			Dest:   m.dir,
+			Output: outputsOf(exec),
+		})
+	}
+	return true
+}
+
 // outputsOf counts the outputs of a command, which BuildKit numbers in the
 // order of its mounts.
 func outputsOf(exec *pb.ExecOp) int64 {
 	var n int64
-	for _, m := range exec.GetMounts() {
+	for _, m := range exec.Mounts {
 		if m.Output != int64(pb.SkipOutput) {
 			n++
 		}
 	}
 	return n
-}
-
-// onto marks a command's operation.
-func (m mark) onto(op *pb.Op) {
-	exec := op.GetExec()
-	name, _, _ := strings.Cut(m.env, "=")
-	var env []string
-	for _, e := range exec.Meta.GetEnv() {
-		if !strings.HasPrefix(e, name+"=") {
-			env = append(env, e)
-		}
-	}
-	exec.Meta.Env = append(env, m.env)
-	exec.Mounts = append(exec.Mounts, &pb.Mount{
-		Input:  int64(pb.Empty),
-		Dest:   m.dir,
-		Output: outputsOf(exec),
-	})
 }
 
 // these returns an edit that marks steps.
@@ -122,10 +138,7 @@ func (m mark) these(steps []digest.Digest) func(digest.Digest, *pb.Op) bool {
 		marked[d] = true
 	}
 	return func(d digest.Digest, op *pb.Op) bool {
-		if marked[d] {
-			m.onto(op)
-		}
-		return marked[d]
+		return marked[d] && m.onto(op.GetExec())
 	}
 }
 
