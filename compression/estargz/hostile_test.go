@@ -254,7 +254,7 @@ func withChecksums(p []byte) []byte {
 		copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
 		var size int
 		fmt.Sscanf(string(h[124:135]), "%o", &size)
-		p = p[min(len(p), 512+(size+511)&^511):]
+		p = p[min(len(p), 512+(max(size, 0)+511)&^511):]
 	}
 	return all
 }
