@@ -6,11 +6,13 @@ import (
 	"slices"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/labels"
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/buildkit/solver"
 	bkcompression "github.com/moby/buildkit/util/compression"
 	"github.com/moby/buildkit/util/contentutil"
 	"github.com/moby/buildkit/util/progress"
+	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
@@ -26,13 +28,15 @@ type order struct {
 	platform string
 	config   bkcompression.Config // its type is ours
 	profile  *profile.Profile
-	all      bool // estargz-reorder=all
+	base     []digest.Digest // diffIDs of the base image's layers
+	all      bool            // estargz-reorder=all
 	report   *report
 }
 
 // remote returns a remote with ordered layers. What stays as it is: layers that
 // are not eStargz, those that have a landmark already unless all are wanted, and
-// those that nobody has pulled, for which the same is assumed.
+// those of the base image that nobody has pulled. To look for a landmark in
+// these would mean to pull them, and a lazy base is worth more than its order.
 func (o *order) remote(ctx context.Context, remote *solver.Remote) (*solver.Remote, error) {
 	layers, err := o.open(ctx, remote)
 	if err != nil {
@@ -91,7 +95,8 @@ func (o *order) open(ctx context.Context, remote *solver.Remote) (layers []*comp
 	return layers, nil
 }
 
-// local says whether a layer is in the store, pulling it if all are wanted.
+// local says whether a layer is in the store. One that is not is pulled if it is
+// to be ordered: a layer of this build, from the build cache.
 func (o *order) local(ctx context.Context, remote *solver.Remote, desc ocispecs.Descriptor) (bool, error) {
 	_, err := o.cs.Info(ctx, desc.Digest)
 	if err == nil {
@@ -100,7 +105,7 @@ func (o *order) local(ctx context.Context, remote *solver.Remote, desc ocispecs.
 	if !cerrdefs.IsNotFound(err) {
 		return false, fmt.Errorf("layer %s: %w", desc.Digest, err)
 	}
-	if !o.all {
+	if !o.all && slices.Contains(o.base, digest.Digest(desc.Annotations[labels.LabelUncompressed])) {
 		return false, nil
 	}
 	ra, err := remote.Provider.ReaderAt(ctx, desc) // which pulls it

@@ -114,7 +114,11 @@ func (i *instance) orderOf(src *bkexporter.Source, p *exptypes.Platform, r *repo
 	if err != nil || read == nil {
 		return nil, err
 	}
-	return &order{cs: i.cs, platform: p.ID, config: i.config, profile: read, all: i.reorderAll, report: r}, nil
+	base, err := baseLayers(src, p)
+	if err != nil {
+		return nil, err
+	}
+	return &order{cs: i.cs, platform: p.ID, config: i.config, profile: read, base: base, all: i.reorderAll, report: r}, nil
 }
 
 // platformOf is the platform that the reference of that key is exported for.
