@@ -1,6 +1,7 @@
 package exporter
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,10 +11,14 @@ import (
 	"github.com/docker/go-units"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression"
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
 )
 
 // prefix begins the attributes that are ours alone.
 const prefix = "estargz-"
+
+// attrReorder is of no use to a build cache, whose layers are in no order.
+const attrReorder = prefix + "reorder"
 
 // Attributes of BuildKit's that mean something here.
 const (
@@ -25,20 +30,34 @@ const (
 
 const needsEStargz = "needs " + attrCompression + "=" + compression.Name
 
-// own are our attributes, each with what its value does to the options.
-var own = map[string]func(o *compression.Options, value string) error{
+// settings is what our attributes set, but for those about profiles.
+type settings struct {
+	compression.Options
+	reorderAll bool
+}
+
+// own are the attributes for that, each with what its value does.
+var own = map[string]func(s *settings, value string) error{
 	// A reader holds and verifies a chunk as a whole, and each chunk is an
 	// entry in the TOC and may be a request.
-	"estargz-chunk-size": func(o *compression.Options, value string) (err error) {
-		o.ChunkSize, err = parseSize(value, 64<<10, 64<<20)
+	"estargz-chunk-size": func(s *settings, value string) (err error) {
+		s.ChunkSize, err = parseSize(value, 64<<10, 64<<20)
 		return err
 	},
 	// The stock library's VerifyTOC (v0.18.2) refuses members that hold several
 	// files. The stargz-snapshotter does not call it: it compares the TOC's
 	// digest and then each chunk's.
-	"estargz-min-chunk-size": func(o *compression.Options, value string) (err error) {
-		o.MinChunkSize, err = parseSize(value, 0, 64<<20)
+	"estargz-min-chunk-size": func(s *settings, value string) (err error) {
+		s.MinChunkSize, err = parseSize(value, 0, 64<<20)
 		return err
+	},
+	attrReorder: func(s *settings, value string) error {
+		switch value {
+		case "new", "all":
+			s.reorderAll = value == "all"
+			return nil
+		}
+		return errors.New("give new, which leaves layers with a landmark as they are, or all")
 	},
 }
 
@@ -49,20 +68,20 @@ func wantsEStargz(attrs map[string]string) bool {
 
 // parse takes our attributes out of attrs that ask for eStargz. The rest is
 // for BuildKit.
-func parse(attrs map[string]string) (opts compression.Options, rest map[string]string, err error) {
+func parse(attrs map[string]string) (s settings, rest map[string]string, err error) {
 	rest = maps.Clone(attrs)
 	for _, k := range ownIn(attrs) {
 		set, known := own[k]
 		if !known {
-			return opts, nil, fmt.Errorf("unknown attribute %s=%s: there are %s", k, attrs[k],
-				strings.Join(slices.Sorted(maps.Keys(own)), ", "))
+			return s, nil, fmt.Errorf("unknown attribute %s=%s: there are %s", k, attrs[k],
+				strings.Join(append(slices.Sorted(maps.Keys(own)), profile.Attributes()...), ", "))
 		}
-		if err := set(&opts, attrs[k]); err != nil {
-			return opts, nil, fmt.Errorf("%s=%s: %w", k, attrs[k], err)
+		if err := set(&s, attrs[k]); err != nil {
+			return s, nil, fmt.Errorf("%s=%s: %w", k, attrs[k], err)
 		}
 		delete(rest, k)
 	}
-	return opts, rest, checkLevel(attrs)
+	return s, rest, checkLevel(attrs)
 }
 
 // ownIn lists what of attrs is ours by its name, known or not, always in the

@@ -36,7 +36,11 @@ func TestRefused(t *testing.T) {
 		at    []string
 		want  []string
 	}{
-		{"unknown", with(attrs{"estargz-profile": "run"}), all, []string{"estargz-profile=run", "estargz-chunk-size, estargz-min-chunk-size"}},
+		{"unknown", with(attrs{"estargz-chonk-size": "1"}), all, []string{"estargz-chonk-size=1", "estargz-chunk-size, estargz-min-chunk-size", "estargz-profile-cmd"}},
+		{"bad profile", with(attrs{"estargz-profile": "everything"}), images, []string{"estargz-profile=everything", "entrypoint, run, stage"}},
+		{"bad reorder", with(attrs{"estargz-reorder": "some"}), images, []string{"estargz-reorder=some", "new"}},
+		{"reordered cache", with(attrs{"estargz-reorder": "all"}), all[3:], []string{"estargz-reorder=all", "give it to -o"}},
+		{"profiled cache", with(attrs{"estargz-profile": "run"}), all[3:], []string{"estargz-profile=run"}},
 		{"no size", with(attrs{"estargz-chunk-size": "many"}), all, []string{"estargz-chunk-size=many", "64KiB to 64MiB"}},
 		{"empty size", with(attrs{"estargz-chunk-size": ""}), all, []string{"estargz-chunk-size=", "4MiB"}},
 		{"negative", with(attrs{"estargz-chunk-size": "-1"}), all, []string{"estargz-chunk-size=-1"}},

@@ -29,7 +29,10 @@ func WrapCache(name string, resolve remotecache.ResolveCacheExporterFunc, pool *
 			}
 			return resolve(ctx, g, attrs)
 		}
-		opts, rest, err := parse(attrs)
+		if _, given := attrs[attrReorder]; given {
+			return nil, fmt.Errorf("%s=%s: the layers of a cache are in no order; give it to -o", attrReorder, attrs[attrReorder])
+		}
+		set, rest, err := parse(attrs)
 		if err != nil {
 			return nil, err
 		}
@@ -38,7 +41,7 @@ func WrapCache(name string, resolve remotecache.ResolveCacheExporterFunc, pool *
 			return stock, err
 		}
 		config := stock.Config()
-		config.Compression.Type = compression.New(pool, opts)
+		config.Compression.Type = compression.New(pool, set.Options)
 		return &cacheExporter{Exporter: stock, config: config}, nil
 	}
 }

@@ -27,6 +27,7 @@ import (
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression"
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
 )
 
 // Wrap returns the exporter e, which BuildKit calls name, with ours added.
@@ -57,7 +58,11 @@ func (e *layers) Resolve(ctx context.Context, id int, attrs map[string]string) (
 		}
 		return e.Exporter.Resolve(ctx, id, attrs)
 	}
-	opts, rest, err := parse(attrs)
+	_, rest, err := profile.ParseRequest(attrs) // the frontend acts on it
+	if err != nil {
+		return nil, err
+	}
+	set, rest, err := parse(rest)
 	if err != nil {
 		return nil, err
 	}
@@ -73,8 +78,8 @@ func (e *layers) Resolve(ctx context.Context, id int, attrs map[string]string) (
 		return nil, err
 	}
 	config := stock.Config().Compression()
-	config.Type = compression.New(e.pool, opts)
-	i := &instance{ExporterInstance: stock, attrs: attrs, config: config}
+	config.Type = compression.New(e.pool, set.Options)
+	i := &instance{ExporterInstance: stock, attrs: attrs, cs: e.cs, config: config, reorderAll: set.reorderAll}
 	if rewrite {
 		i.rewriter = &rewriter{cs: e.cs, config: config}
 		if i.rewriter.epoch, _, err = epoch.ParseExporterAttrs(attrs); err != nil {
@@ -87,9 +92,11 @@ func (e *layers) Resolve(ctx context.Context, id int, attrs map[string]string) (
 // instance is one -o with compression=estargz.
 type instance struct {
 	bkexporter.ExporterInstance
-	attrs    map[string]string // as the user gave them
-	config   bkcompression.Config
-	rewriter *rewriter // nil without rewrite-timestamp
+	attrs      map[string]string // as the user gave them
+	cs         content.Store
+	config     bkcompression.Config
+	rewriter   *rewriter // nil without rewrite-timestamp
+	reorderAll bool
 }
 
 // Attrs are what the build's history and provenance show.
@@ -101,13 +108,19 @@ func (i *instance) Config() *bkexporter.Config {
 	return bkexporter.NewConfigWithCompression(i.config)
 }
 
-// Export has the stock exporter export wrapped references.
+// Export has the stock exporter export wrapped references, and adds what became
+// of the profile to its answer.
 func (i *instance) Export(ctx context.Context, src *bkexporter.Source, info bkexporter.ExportBuildInfo) (map[string]string, bkexporter.FinalizeFunc, bkexporter.DescriptorReference, error) {
-	wrapped, err := i.wrap(src)
+	r := &report{}
+	wrapped, err := i.wrap(src, r)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	return i.ExporterInstance.Export(ctx, wrapped, info)
+	response, finalize, desc, err := i.ExporterInstance.Export(ctx, wrapped, info)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return response, finalize, desc, r.answer(response)
 }
 
 // files is an exporter that writes files, not layers.

@@ -299,7 +299,7 @@ func TestRef(t *testing.T) {
 	}
 	typ := compression.New(nil, compression.Options{})
 	i := &instance{config: bkcompression.Config{Type: typ}}
-	wrapped, err := i.wrap(src)
+	wrapped, err := i.wrap(src, &report{})
 	require.NoError(t, err)
 	require.Same(t, inner, src.Ref, "the solver's own source is left alone")
 	require.Nil(t, wrapped.Refs["none"])

@@ -10,6 +10,8 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	bkcompression "github.com/moby/buildkit/util/compression"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
 )
 
 // ref is a reference whose layers come out in our compression.
@@ -17,6 +19,7 @@ type ref struct {
 	cache.ImmutableRef
 	compression bkcompression.Type
 	rewrite     *rewrite // nil leaves timestamps as they are
+	order       *order   // nil leaves files in their order
 }
 
 var _ cache.ImmutableRef = (*ref)(nil)
@@ -34,16 +37,25 @@ func (r *ref) Clone() cache.ImmutableRef {
 func (r *ref) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group) ([]*solver.Remote, error) {
 	cfg.Compression.Type = r.compression
 	remotes, err := r.ImmutableRef.GetRemotes(ctx, createIfNeeded, cfg, all, s)
-	if err != nil || r.rewrite == nil || !createIfNeeded {
+	if err != nil || !createIfNeeded {
 		return remotes, err
 	}
-	source, err := r.unconverted(ctx, cfg, s)
-	if err != nil {
-		return nil, err
-	}
-	for i, remote := range remotes {
-		if remotes[i], err = r.rewrite.remote(ctx, remote, source); err != nil {
+	if r.rewrite != nil {
+		source, err := r.unconverted(ctx, cfg, s)
+		if err != nil {
 			return nil, err
+		}
+		for i, remote := range remotes {
+			if remotes[i], err = r.rewrite.remote(ctx, remote, source); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if r.order != nil {
+		for i, remote := range remotes {
+			if remotes[i], err = r.order.remote(ctx, remote); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return remotes, nil
@@ -62,34 +74,51 @@ func (r *ref) unconverted(ctx context.Context, cfg cacheconfig.RefConfig, s sess
 
 // wrap returns src with the references of its images wrapped. Those of its
 // attestations are no layers.
-func (i *instance) wrap(src *bkexporter.Source) (*bkexporter.Source, error) {
+func (i *instance) wrap(src *bkexporter.Source, r *report) (*bkexporter.Source, error) {
 	ps, err := exptypes.ParsePlatforms(src.Metadata)
 	if err != nil {
 		return nil, err
 	}
 	out := src.Clone()
-	if out.Ref, err = i.wrapRef(src, out.Ref, &ps.Platforms[0]); err != nil {
+	if out.Ref, err = i.wrapRef(src, out.Ref, &ps.Platforms[0], r); err != nil {
 		return nil, err
 	}
-	for id, r := range out.Refs {
-		if out.Refs[id], err = i.wrapRef(src, r, platformOf(src, ps, id)); err != nil {
+	for id, one := range out.Refs {
+		if out.Refs[id], err = i.wrapRef(src, one, platformOf(src, ps, id), r); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
 }
 
-func (i *instance) wrapRef(src *bkexporter.Source, r cache.ImmutableRef, p *exptypes.Platform) (cache.ImmutableRef, error) {
+func (i *instance) wrapRef(src *bkexporter.Source, r cache.ImmutableRef, p *exptypes.Platform, report *report) (_ cache.ImmutableRef, err error) {
 	if r == nil {
 		return nil, nil // an image without layers
 	}
 	wrapped := &ref{ImmutableRef: r, compression: i.config.Type}
-	if i.rewriter == nil {
-		return wrapped, nil
+	if i.rewriter != nil {
+		if wrapped.rewrite, err = i.rewriter.rewrite(src, p); err != nil {
+			return nil, err
+		}
 	}
-	var err error
-	wrapped.rewrite, err = i.rewriter.rewrite(src, p)
+	wrapped.order, err = i.orderOf(src, p, report)
 	return wrapped, err
+}
+
+// orderOf returns the order for the profile that the result has of a platform.
+func (i *instance) orderOf(src *bkexporter.Source, p *exptypes.Platform, r *report) (*order, error) {
+	if p == nil {
+		return nil, nil
+	}
+	read, err := profile.Attached(src.Metadata, p.ID)
+	if err != nil || read == nil {
+		return nil, err
+	}
+	base, err := baseLayers(src, p)
+	if err != nil {
+		return nil, err
+	}
+	return &order{cs: i.cs, platform: p.ID, config: i.config, profile: read, base: base, all: i.reorderAll, report: r}, nil
 }
 
 // platformOf is the platform that the reference of that key is exported for.

@@ -41,17 +41,28 @@ type rewrite struct {
 
 // rewrite looks up in src what belongs to the platform p.
 func (r *rewriter) rewrite(src *bkexporter.Source, p *exptypes.Platform) (*rewrite, error) {
-	var base ocispecs.Image
-	if dt := exptypes.ParseKey(src.Metadata, exptypes.ExporterImageBaseConfigKey, p); len(dt) > 0 {
-		if err := json.Unmarshal(dt, &base); err != nil {
-			return nil, fmt.Errorf("configuration of the base image: %w", err)
-		}
+	base, err := baseLayers(src, p)
+	if err != nil {
+		return nil, err
 	}
 	tm, err := r.epochOf(src, p)
 	if err != nil {
 		return nil, err
 	}
-	return &rewrite{cs: r.cs, config: r.config, epoch: tm, base: base.RootFS.DiffIDs}, nil
+	return &rewrite{cs: r.cs, config: r.config, epoch: tm, base: base}, nil
+}
+
+// baseLayers returns the diffIDs of the base image's layers.
+func baseLayers(src *bkexporter.Source, p *exptypes.Platform) ([]digest.Digest, error) {
+	dt := exptypes.ParseKey(src.Metadata, exptypes.ExporterImageBaseConfigKey, p)
+	if len(dt) == 0 {
+		return nil, nil
+	}
+	var base ocispecs.Image
+	if err := json.Unmarshal(dt, &base); err != nil {
+		return nil, fmt.Errorf("configuration of the base image: %w", err)
+	}
+	return base.RootFS.DiffIDs, nil
 }
 
 // epochOf prefers the exporter's attribute to what the frontend says of the

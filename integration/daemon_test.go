@@ -113,6 +113,7 @@ func (d *daemon) tryBuild(t *testing.T, dir string, args ...string) (*progress, 
 type progress struct {
 	vertexes map[string]*client.Vertex // the last state of each, by name
 	logs     strings.Builder
+	warnings []string
 	other    strings.Builder // lines that are no progress, as errors are
 }
 
@@ -144,6 +145,9 @@ func (p *progress) add(status *client.SolveStatus) {
 	}
 	for _, l := range status.Logs {
 		p.logs.Write(l.Data)
+	}
+	for _, w := range status.Warnings {
+		p.warnings = append(p.warnings, string(w.Short))
 	}
 }
 
@@ -179,10 +183,16 @@ func writeFiles(t *testing.T, files map[string]string) string {
 	return dir
 }
 
-// estargz is the output that a user asks for, with more attributes.
-func estargz(name string, more ...string) string {
+// profiled is the output that a user asks for, with more attributes.
+func profiled(name string, more ...string) string {
 	return strings.Join(append([]string{
 		"type=image", "push=true", "name=" + name,
 		"compression=estargz", "force-compression=true", "oci-mediatypes=true",
 	}, more...), ",")
+}
+
+// estargz is the same without a profile: the layers' tars are those of any
+// other export.
+func estargz(name string, more ...string) string {
+	return profiled(name, append([]string{"estargz-profile=none"}, more...)...)
 }

@@ -104,7 +104,7 @@ func TestOCILayout(t *testing.T) {
 	needs(t)
 	layout := filepath.Join(tempDir(t), "layout")
 	startDaemon(t, ours).build(t, helloImage(t), "--output",
-		"type=oci,tar=false,compression=estargz,force-compression=true,name=it,dest="+layout)
+		"type=oci,tar=false,estargz-profile=none,compression=estargz,force-compression=true,name=it,dest="+layout)
 	requireWholeBlobs(t, layout)
 	manifest := layoutManifest(t, layout)
 	require.Len(t, manifest.Layers, 4)
@@ -127,7 +127,7 @@ func TestTars(t *testing.T) {
 		t.Run(exporter, func(t *testing.T) {
 			tar := filepath.Join(tempDir(t), "it.tar")
 			d.build(t, dir, "--output", "type="+exporter+",name=it:latest,dest="+tar+
-				",compression=estargz,force-compression=true,oci-mediatypes=true")
+				",compression=estargz,estargz-profile=none,force-compression=true,oci-mediatypes=true")
 			archive := exporter + "-archive:" + tar
 			require.Contains(t, run(t, "skopeo", "inspect", archive), `"Architecture": "amd64"`)
 			require.Equal(t, "hello\n", runPodman(t, archive))
@@ -181,7 +181,7 @@ func TestBaseStaysAsItIs(t *testing.T) {
 	base := onlyImage(t, busybox(t))
 	image := repository(t) + ":latest"
 	startDaemon(t, ours).build(t, helloImage(t), "--output",
-		"type=image,push=true,oci-mediatypes=true,compression=estargz,name="+image)
+		"type=image,push=true,oci-mediatypes=true,compression=estargz,estargz-profile=none,name="+image)
 	layers := onlyImage(t, image).Manifest.Layers
 	require.Len(t, layers, 4)
 	for i, layer := range base.Manifest.Layers {

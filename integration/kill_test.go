@@ -61,7 +61,7 @@ func TestKilledWhileExporting(t *testing.T) {
 
 				layout := filepath.Join(tempDir(t), "oci")
 				d.build(t, dir, "--build-arg", round, "--output", estargz(image),
-					"--output", "type=oci,tar=false,compression=estargz,force-compression=true,dest="+layout)
+					"--output", "type=oci,tar=false,estargz-profile=none,compression=estargz,force-compression=true,dest="+layout)
 				requireEStargz(t, image)
 				requireWholeBlobs(t, layout)
 			}

@@ -19,6 +19,8 @@ import (
 	"github.com/moby/buildkit/solver/llbsolver/cdidevices"
 	bkworker "github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/record"
 )
 
 // Host is what all workers of one daemon have in common.
@@ -60,6 +62,7 @@ type decorated struct {
 var _ bkworker.Worker = (*decorated)(nil)
 
 func newWorker(ctx context.Context, wopt base.WorkerOpt, opt Options) (bkworker.Worker, error) {
+	wopt.Executor = record.Wrap(wopt.Executor)
 	w, err := base.NewWorker(ctx, wopt)
 	if err != nil {
 		return nil, err

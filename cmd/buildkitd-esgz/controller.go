@@ -20,12 +20,11 @@ import (
 )
 
 // newController puts together what answers BuildKit's API.
-func newController(ctx context.Context, cfg config.Config, t *telemetry, debug *debugServer) (*control.Controller, error) {
+func newController(ctx context.Context, cfg config.Config, ours *parts, t *telemetry, debug *debugServer) (*control.Controller, error) {
 	host, err := newHost(cfg)
 	if err != nil {
 		return nil, err
 	}
-	ours := newParts()
 	workers, err := newWorkers(ctx, cfg, host, ours.worker())
 	if err != nil {
 		return nil, err
@@ -48,7 +47,7 @@ func newController(ctx context.Context, cfg config.Config, t *telemetry, debug *
 	return control.NewController(control.Opt{
 		SessionManager:            host.Sessions,
 		WorkerController:          workers,
-		Frontends:                 frontends,
+		Frontends:                 ours.frontends(frontends, preferred),
 		CacheManager:              solver.NewCacheManager(ctx, "local", state.cache, bkworker.NewCacheResultStorage(workers)),
 		ResolveCacheExporterFuncs: ours.cacheExporters(backends.exporters()),
 		ResolveCacheImporterFuncs: backends.importers(),

@@ -5,8 +5,10 @@ import (
 	"github.com/moby/buildkit/cache/remotecache"
 	bkexporter "github.com/moby/buildkit/exporter"
 
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression"
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
 	"github.com/buildkitd-esgz/buildkitd-esgz/exporter"
+	"github.com/buildkitd-esgz/buildkitd-esgz/frontend"
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker"
 )
 
@@ -15,10 +17,15 @@ type parts struct {
 	// compressors is the budget of everything that writes eStargz, however many
 	// builds do so at once.
 	compressors *estargz.Pool
+	// profiles are those that the exporters of running builds ask for.
+	profiles *frontend.Requests
 }
 
 func newParts() *parts {
-	return &parts{compressors: estargz.NewPool(0, 0)}
+	return &parts{
+		compressors: estargz.NewPool(0, 0),
+		profiles:    frontend.NewRequests(compression.Name),
+	}
 }
 
 // worker is what we add to a worker.

@@ -57,13 +57,14 @@ func run(ctx context.Context, cfg config.Config, saveCacheDebug bool) (err error
 	}
 	defer closeCacheDebug()
 
-	controller, err := newController(ctx, cfg, telemetry, debug)
+	ours := newParts()
+	controller, err := newController(ctx, cfg, ours, telemetry, debug)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, controller.Close()) }()
 
-	server := newAPIServer(telemetry)
+	server := newAPIServer(telemetry, ours.profiles.UnaryServerInterceptor)
 	healthv1.RegisterHealthServer(server, health.NewServer())
 	controller.Register(server)
 	reflection.Register(server)

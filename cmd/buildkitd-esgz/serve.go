@@ -18,10 +18,12 @@ import (
 	"google.golang.org/grpc"
 )
 
-func newAPIServer(t *telemetry) *grpc.Server {
+// newAPIServer returns a server whose calls, besides the usual, pass through
+// onCall.
+func newAPIServer(t *telemetry, onCall grpc.UnaryServerInterceptor) *grpc.Server {
 	return grpc.NewServer(
 		grpc.StatsHandler(t.serverStats()),
-		grpc.ChainUnaryInterceptor(logErrors, grpcerrors.UnaryServerInterceptor),
+		grpc.ChainUnaryInterceptor(logErrors, grpcerrors.UnaryServerInterceptor, onCall),
 		grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/moby/buildkit/executor"
+	"github.com/moby/sys/mountinfo"
 	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
 )
@@ -79,11 +81,34 @@ func (m *mounted) ownSuperblock() error {
 	if len(m.mounts) == 0 {
 		return errors.New("nothing is mounted as the root filesystem")
 	}
-	last := m.mounts[len(m.mounts)-1]
-	if last.Type == "bind" || last.Type == "rbind" || last.Type == "" {
-		return fmt.Errorf("the root filesystem is a %s mount, and only those of an overlay can be recorded", last.Type)
+	last := &m.mounts[len(m.mounts)-1]
+	if last.Type != "bind" && last.Type != "rbind" && last.Type != "" {
+		return nil
 	}
+	// BuildKit mounts an overlay once and gives out bind mounts of it.
+	overlay, err := overlayAt(last.Source)
+	if err != nil {
+		return err
+	}
+	if overlay == nil {
+		return errors.New("the root filesystem is a bind mount, and only those of an overlay can be recorded")
+	}
+	last.Options = strings.Split(overlay.VFSOptions, ",")
 	return nil
+}
+
+// overlayAt returns the overlay that is mounted at dir, nil if there is none.
+func overlayAt(dir string) (*mountinfo.Info, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+	if err != nil {
+		return nil, fmt.Errorf("mounts of the root filesystem: %w", err)
+	}
+	for _, m := range slices.Backward(mounts) {
+		if m.FSType == "overlay" {
+			return m, nil
+		}
+	}
+	return nil, nil
 }
 
 // lowers returns the directories below an overlay, the topmost first.

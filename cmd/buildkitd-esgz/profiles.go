@@ -1,0 +1,52 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+
+	bkfrontend "github.com/moby/buildkit/frontend"
+	bkworker "github.com/moby/buildkit/worker"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/frontend"
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/record"
+)
+
+// frontends puts the profiling stage behind each frontend. It runs where the
+// builds run, on w.
+func (p *parts) frontends(stock map[string]bkfrontend.Frontend, w bkworker.Worker) map[string]bkfrontend.Frontend {
+	wrapped := make(map[string]bkfrontend.Frontend, len(stock))
+	for name, f := range stock {
+		wrapped[name] = frontend.New(f, frontend.Options{
+			Requests:    p.profiles,
+			Mark:        mark,
+			Dir:         record.OutputDir,
+			File:        record.ProfileFile,
+			SummaryFile: record.SummaryFile,
+			Complaint:   complaint,
+			Platforms:   func() []ocispecs.Platform { return w.Platforms(true) },
+		})
+	}
+	return wrapped
+}
+
+// mark tells the executor what the frontend wants to have recorded.
+func mark(r frontend.Recording) string {
+	return record.Options{IgnoreExit: r.Workload, Period: r.Period, Idle: r.Idle, Ready: r.Ready}.Env()
+}
+
+// complaint says what went wrong with a recording that the build goes on
+// without.
+func complaint(summary []byte) string {
+	var s record.Summary
+	if err := json.Unmarshal(summary, &s); err != nil {
+		return fmt.Sprintf("the recording's summary cannot be read: %v", err)
+	}
+	switch {
+	case s.End == record.EndStart:
+		return "the workload could not be started: " + s.Reason
+	case s.Reason != "", s.Overflow, s.Lost > 0, s.Files == 0, s.End == record.EndExit && s.ExitCode != 0:
+		return s.String()
+	}
+	return ""
+}

@@ -1,0 +1,127 @@
+package compression
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/labels"
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/buildkit/identity"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
+)
+
+// The blobs that a layer was ordered to are found again by labels: on the
+// layer one for each order, and on each blob what its descriptor needs. The
+// former is also a reference, so that a blob lives as long as its layer.
+const (
+	labelOrdered = "containerd.io/gc.ref.content.buildkitd-esgz.ordered-"
+	labelTOC     = "buildkitd-esgz/estargz.toc"
+	labelSize    = "buildkitd-esgz/estargz.uncompressed-size"
+)
+
+// A Layer is an eStargz layer in the content store, opened.
+type Layer struct {
+	*estargz.Reader
+	desc ocispecs.Descriptor
+	cs   content.Store
+	ra   content.ReaderAt
+}
+
+// OpenLayer opens a layer of the content store. It must be closed.
+func OpenLayer(ctx context.Context, cs content.Store, desc ocispecs.Descriptor) (*Layer, error) {
+	ra, err := cs.ReaderAt(ctx, desc)
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: %w", desc.Digest, err)
+	}
+	r, err := estargz.Open(ra, ra.Size(), estargz.OpenOptions{TOCDigest: digest.Digest(desc.Annotations[estargz.TOCDigestAnnotation])})
+	if err != nil {
+		ra.Close()
+		return nil, fmt.Errorf("layer %s: %w", desc.Digest, err)
+	}
+	return &Layer{Reader: r, desc: desc, cs: cs, ra: ra}, nil
+}
+
+// Close releases the blob.
+func (l *Layer) Close() error { return l.ra.Close() }
+
+// HasLandmark says whether somebody ordered the layer before.
+func (l *Layer) HasLandmark() bool {
+	for _, name := range []string{estargz.PrefetchLandmark, estargz.NoPrefetchLandmark} {
+		if _, ok := l.Lookup(name); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// Order returns the descriptor of the layer with the files of order first. The
+// blob is made once and found again.
+func (t Type) Order(ctx context.Context, l *Layer, order []string, level *int) (ocispecs.Descriptor, error) {
+	key := labelOrdered + digest.FromString(strings.Join(order, "\x00")).Encoded()[:32]
+	info, err := l.cs.Info(ctx, l.desc.Digest)
+	if err != nil {
+		return l.desc, fmt.Errorf("layer %s: %w", l.desc.Digest, err)
+	}
+	if known, err := digest.Parse(info.Labels[key]); err == nil {
+		if blob, err := l.cs.Info(ctx, known); err == nil && blob.Labels[labelTOC] != "" {
+			return ordered(l.desc, blob), nil
+		}
+	}
+	blob, err := t.writeOrdered(ctx, l, order, level)
+	if err != nil {
+		return l.desc, fmt.Errorf("layer %s in another order: %w", l.desc.Digest, err)
+	}
+	return ordered(l.desc, blob), setLabels(ctx, l.cs, info, map[string]string{key: blob.Digest.String()})
+}
+
+// ordered describes a blob that takes the place of another.
+func ordered(desc ocispecs.Descriptor, blob content.Info) ocispecs.Descriptor {
+	desc.Digest, desc.Size = blob.Digest, blob.Size
+	desc.Annotations = maps.Clone(desc.Annotations)
+	maps.Copy(desc.Annotations, map[string]string{
+		labels.LabelUncompressed:           blob.Labels[labels.LabelUncompressed],
+		estargz.TOCDigestAnnotation:        blob.Labels[labelTOC],
+		estargz.UncompressedSizeAnnotation: blob.Labels[labelSize],
+	})
+	return desc
+}
+
+func (t Type) writeOrdered(ctx context.Context, l *Layer, order []string, level *int) (_ content.Info, err error) {
+	n, err := Level(level)
+	if err != nil {
+		return content.Info{}, err
+	}
+	ref := "order-" + l.desc.Digest.Encoded() + "-" + identity.NewID()
+	w, err := l.cs.Writer(ctx, content.WithRef(ref))
+	if err != nil {
+		return content.Info{}, err
+	}
+	defer func() {
+		w.Close()
+		if err != nil { // also when ctx has ended
+			_ = l.cs.Abort(context.WithoutCancel(ctx), ref)
+		}
+	}()
+	blob, err := estargz.Reorder(ctx, w, l.Reader, order, estargz.Options{Level: n, Pool: t.pool})
+	if err != nil {
+		return content.Info{}, err
+	}
+	set := map[string]string{
+		labels.LabelUncompressed: blob.DiffID.String(),
+		labelEStargz:             "true",
+		labelTOC:                 blob.TOCDigest.String(),
+		labelSize:                fmt.Sprint(blob.UncompressedSize),
+	}
+	info := content.Info{Digest: blob.Digest, Size: blob.Size, Labels: set}
+	err = w.Commit(ctx, blob.Size, blob.Digest, content.WithLabels(set))
+	if cerrdefs.IsAlreadyExists(err) {
+		err = setLabels(ctx, l.cs, info, set)
+	}
+	return info, err
+}

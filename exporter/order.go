@@ -1,0 +1,191 @@
+package exporter
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/labels"
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/buildkit/solver"
+	bkcompression "github.com/moby/buildkit/util/compression"
+	"github.com/moby/buildkit/util/contentutil"
+	"github.com/moby/buildkit/util/progress"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression"
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
+)
+
+// An order puts the files that a profile lists first, in the layers of one
+// image.
+type order struct {
+	cs       content.Store
+	platform string
+	config   bkcompression.Config // its type is ours
+	profile  *profile.Profile
+	base     []digest.Digest // diffIDs of the base image's layers
+	all      bool            // estargz-reorder=all
+	report   *report
+}
+
+// remote returns a remote with ordered layers. What stays as it is: layers that
+// are not eStargz, those that have a landmark already unless all are wanted, and
+// those of the base image that nobody has pulled. To look for a landmark in
+// these would mean to pull them, and a lazy base is worth more than its order.
+func (o *order) remote(ctx context.Context, remote *solver.Remote) (*solver.Remote, error) {
+	layers, err := o.open(ctx, remote)
+	if err != nil {
+		return nil, err
+	}
+	defer closeLayers(layers)
+
+	descs := slices.Clone(remote.Descriptors)
+	parts := o.profile.Attribute(lookups(layers))
+	figures := make([]layerReport, len(descs))
+	done := progress.OneOff(ctx, fmt.Sprintf("ordering layers for %d files", len(o.profile.Files)))
+	eg, ctx := errgroup.WithContext(ctx)
+	for i, l := range layers {
+		if l == nil || l.HasLandmark() && !o.all {
+			continue
+		}
+		eg.Go(func() (err error) {
+			descs[i], figures[i], err = o.layer(ctx, l, parts[i])
+			return err
+		})
+	}
+	if err := done(eg.Wait()); err != nil {
+		return nil, err
+	}
+	if err := o.report.add(o.platform, o.profile, descs, figures); err != nil {
+		return nil, err
+	}
+	store := &rewritten{Store: contentutil.NewStoreWithProvider(o.cs, remote.Provider), source: remote.Provider}
+	return &solver.Remote{Descriptors: descs, Provider: store}, nil
+}
+
+// open opens the layers that are eStargz and local. The others are nil.
+func (o *order) open(ctx context.Context, remote *solver.Remote) (layers []*compression.Layer, err error) {
+	defer func() {
+		if err != nil {
+			closeLayers(layers)
+		}
+	}()
+	for _, desc := range remote.Descriptors {
+		if desc.Annotations[estargz.TOCDigestAnnotation] == "" {
+			layers = append(layers, nil)
+			continue
+		}
+		if ok, err := o.local(ctx, remote, desc); err != nil {
+			return layers, err
+		} else if !ok {
+			layers = append(layers, nil)
+			continue
+		}
+		l, err := compression.OpenLayer(ctx, o.cs, desc)
+		if err != nil {
+			return layers, err
+		}
+		layers = append(layers, l)
+	}
+	return layers, nil
+}
+
+// local says whether a layer is in the store. One that is not is pulled if it is
+// to be ordered: a layer of this build, from the build cache.
+func (o *order) local(ctx context.Context, remote *solver.Remote, desc ocispecs.Descriptor) (bool, error) {
+	_, err := o.cs.Info(ctx, desc.Digest)
+	if err == nil {
+		return true, nil
+	}
+	if !cerrdefs.IsNotFound(err) {
+		return false, fmt.Errorf("layer %s: %w", desc.Digest, err)
+	}
+	if !o.all && slices.Contains(o.base, digest.Digest(desc.Annotations[labels.LabelUncompressed])) {
+		return false, nil
+	}
+	ra, err := remote.Provider.ReaderAt(ctx, desc) // which pulls it
+	if err != nil {
+		return false, fmt.Errorf("layer %s: %w", desc.Digest, err)
+	}
+	return true, ra.Close()
+}
+
+func closeLayers(layers []*compression.Layer) {
+	for _, l := range layers {
+		if l != nil {
+			l.Close()
+		}
+	}
+}
+
+// lookups are the layers as attribution sees them.
+func lookups(layers []*compression.Layer) []profile.Layer {
+	all := make([]profile.Layer, len(layers))
+	for i, l := range layers {
+		all[i] = func(path string) (profile.Node, bool) {
+			if l == nil {
+				return profile.Node{}, false
+			}
+			e, ok := l.Lookup(path)
+			if !ok {
+				return profile.Node{}, false
+			}
+			return node(e), true
+		}
+	}
+	return all
+}
+
+func node(e *estargz.Entry) profile.Node {
+	switch e.Type {
+	case estargz.TypeReg:
+		return profile.Node{Kind: profile.Regular}
+	case estargz.TypeDir:
+		return profile.Node{Kind: profile.Directory}
+	case estargz.TypeSymlink:
+		return profile.Node{Kind: profile.Symlink, Target: e.LinkName}
+	default:
+		return profile.Node{Kind: profile.Other}
+	}
+}
+
+// layer orders one layer by its part of the profile.
+func (o *order) layer(ctx context.Context, l *compression.Layer, part *profile.Profile) (ocispecs.Descriptor, layerReport, error) {
+	var r layerReport
+	paths := []string{}
+	for _, f := range part.Files {
+		if !worthwhile(f) {
+			continue
+		}
+		paths = append(paths, f.Path)
+		r.Files++
+		r.Bytes += f.Size
+	}
+	desc, err := o.config.Type.(compression.Type).Order(ctx, l, paths, o.config.Level)
+	return desc, r, err
+}
+
+// A node's first request for a chunk takes a round trip, in which a link of
+// 400 Mbit/s and 20 ms would carry this many bytes.
+const bytesPerRequest = 1 << 20
+
+// worthwhile says whether to put a file first, which makes stock runtimes fetch
+// all of it before the container starts. That is worth as many bytes that
+// nobody reads as the requests for the others would have carried.
+func worthwhile(f profile.File) bool {
+	if len(f.Ranges) == 0 {
+		return true
+	}
+	chunks := map[int64]struct{}{}
+	for _, r := range f.Ranges {
+		for at := r.Offset / estargz.DefaultChunkSize; at <= (r.Offset+r.Size-1)/estargz.DefaultChunkSize; at++ {
+			chunks[at] = struct{}{}
+		}
+	}
+	return f.Size-f.Touched() <= int64(len(chunks))*bytesPerRequest
+}
