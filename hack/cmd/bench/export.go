@@ -43,7 +43,7 @@ func export(ctx context.Context, c *config) error {
 	contenders := []*contender{
 		{name: "stock gzip", binary: "buildkitd", compression: "gzip"},
 		{name: "stock estargz", binary: "buildkitd", compression: "estargz"},
-		{name: "buildkitd-esgz estargz", binary: "buildkitd-esgz", compression: "estargz"},
+		{name: "buildkitd-esgz estargz", binary: "buildkitd-esgz", compression: "estargz,estargz-profile=none"},
 	}
 	prepared := filepath.Join(c.work, "prepared")
 	log.Print("building the demo image, to be exported later")
@@ -146,7 +146,7 @@ func measure(ctx context.Context, c *config, prepared string, who *contender) (r
 		return r, err
 	}
 	r.wall, r.cpu = image.export, after-before
-	return r, r.weigh(filepath.Join(root, "runc-overlayfs", "content", "blobs"), image.digest, who.compression == "estargz")
+	return r, r.weigh(filepath.Join(root, "runc-overlayfs", "content", "blobs"), image.digest, strings.HasPrefix(who.compression, "estargz"))
 }
 
 // weigh reads the image from the daemon's store, and checks what is eStargz:
