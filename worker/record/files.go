@@ -1,7 +1,6 @@
 package record
 
 import (
-	"bytes"
 	"os"
 	"strconv"
 	"strings"
@@ -61,7 +60,7 @@ func (f *files) add(e event) (ignore bool) {
 	if err := unix.Fstat(e.fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return err == nil
 	}
-	path, ok := f.path(e.fd, st)
+	path, ok := f.path(e.fd)
 	if !ok {
 		return false
 	}
@@ -80,17 +79,13 @@ func (f *files) add(e event) (ignore bool) {
 // path returns the path of the file in the root filesystem. The kernel tells it
 // up to the root of the mount namespace it was opened in, which for the process
 // is that filesystem.
-func (f *files) path(fd int, st unix.Stat_t) (string, bool) {
+func (f *files) path(fd int) (string, bool) {
 	n, err := unix.Readlinkat(f.descriptors, strconv.Itoa(fd), f.buffer[:])
 	if err != nil || n == len(f.buffer) {
 		f.lost++
 		return "", false
 	}
-	link := f.buffer[:n]
-	if st.Nlink == 0 {
-		link = bytes.TrimSuffix(link, []byte(" (deleted)"))
-	}
-	path := string(link)
+	path := string(f.buffer[:n])
 	for _, dir := range f.elsewhere {
 		if strings.HasPrefix(path, dir+"/") {
 			return "", false
@@ -106,15 +101,25 @@ func (f *files) changed(st unix.Stat_t) bool {
 	return time.Unix(st.Ctim.Unix()).After(f.started.Add(-clockSlack))
 }
 
+// deleted is what the kernel adds to the path of a file that is gone by the time
+// its event is read. The file's own count of links does not tell: an overlay
+// answers with that of the layer below.
+const deleted = " (deleted)"
+
 // profile returns the files that the image had. Files that the process made are
 // left out: their names may be random, and the same reads are to make the same
 // profile.
 func (f *files) profile(im *image, touches *touches) *profile.Profile {
-	p := &profile.Profile{Files: []profile.File{}}
+	p := &profile.Profile{}
 	for path, seen := range f.seen {
 		file := profile.File{Path: path, Size: seen.size}
-		if seen.changed || seen.size >= largeFile {
+		gone := strings.HasSuffix(path, deleted)
+		if gone || seen.changed || seen.size >= largeFile {
 			st, ok := im.find(path)
+			if !ok && gone {
+				file.Path = strings.TrimSuffix(path, deleted)
+				st, ok = im.find(file.Path)
+			}
 			if !ok {
 				continue
 			}
@@ -123,5 +128,5 @@ func (f *files) profile(im *image, touches *touches) *profile.Profile {
 		}
 		p.Files = append(p.Files, file)
 	}
-	return p
+	return profile.Merge(p)
 }

@@ -52,6 +52,7 @@ package record
 
 import (
 	"context"
+	"sync"
 
 	"github.com/moby/buildkit/executor"
 	resourcestypes "github.com/moby/buildkit/executor/resources/types"
@@ -74,11 +75,12 @@ const (
 // Wrap returns an executor that runs marked processes recorded and all others
 // through e untouched. It is safe for concurrent use if e is.
 func Wrap(e executor.Executor) executor.Executor {
-	return recorder{e}
+	return recorder{e, sync.OnceValue(keepTracepoints)}
 }
 
 type recorder struct {
 	executor.Executor
+	tracepoints func() []tracepoint
 }
 
 func (r recorder) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (resourcestypes.Recorder, error) {
@@ -94,6 +96,6 @@ func (r recorder) Run(ctx context.Context, id string, root executor.Mount, mount
 		return nil, err
 	}
 	process.Meta.Env = env
-	run := run{inner: r.Executor, id: id, mounts: mounts, process: process, opts: *opts}
+	run := run{inner: r.Executor, id: id, mounts: mounts, process: process, opts: *opts, points: r.tracepoints()}
 	return run.record(ctx, root, output, started)
 }

@@ -195,7 +195,7 @@ func TestOverflow(t *testing.T) {
 	before, err := os.ReadFile(limit)
 	check(t, err)
 	check(t, os.WriteFile(limit, []byte("10"), 0o644))
-	w, err := openWatch(root, 0)
+	w, err := openWatch(root, 0, nil)
 	check(t, errors.Join(err, os.WriteFile(limit, before, 0o644)))
 	defer w.close()
 	check(t, exec.Command(workloadCommand(t), "walk", root.dir).Run())

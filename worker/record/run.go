@@ -23,6 +23,7 @@ type run struct {
 	mounts  []executor.Mount
 	process executor.ProcessInfo
 	opts    Options
+	points  []tracepoint
 }
 
 func (r run) record(ctx context.Context, root executor.Mount, output executor.Mountable, started chan<- struct{}) (_ resourcestypes.Recorder, err error) {
@@ -37,7 +38,7 @@ func (r run) record(ctx context.Context, root executor.Mount, output executor.Mo
 	}()
 	root.Src = here
 
-	w, err := openWatch(here, unlimited)
+	w, err := openWatch(here, unlimited, r.points)
 	if err != nil {
 		return r.unrecorded(ctx, root, output, started, err)
 	}

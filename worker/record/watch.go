@@ -33,7 +33,7 @@ type watch struct {
 }
 
 // openWatch marks the superblock. queue is unlimited but for tests.
-func openWatch(root *mounted, queue uint) (_ *watch, err error) {
+func openWatch(root *mounted, queue uint, points []tracepoint) (_ *watch, err error) {
 	if err := root.ownSuperblock(); err != nil {
 		return nil, err
 	}
@@ -56,7 +56,7 @@ func openWatch(root *mounted, queue uint) (_ *watch, err error) {
 		return nil, err
 	}
 	devices := w.image.devices()
-	if w.samples, err = openSamples(devices); err == nil {
+	if w.samples, err = openSamples(points, devices); err == nil {
 		w.touches = newTouches(devices)
 	}
 	return w, nil
