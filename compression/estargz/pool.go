@@ -39,7 +39,7 @@ func NewPool(workers int, memory int64) *Pool {
 		queue: 2 * workers,
 	}
 	for i, level := range codecLevels {
-		p.codecs[i].level = level
+		p.codecs[i].small, p.codecs[i].large = level.small, level.large
 	}
 	return p
 }
