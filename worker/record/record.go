@@ -18,7 +18,8 @@
 //
 // Regular files of the root filesystem's own superblock that were opened for
 // reading, writing or execution, by the process or its children, and that the
-// image had before. What lies on mounts (cache, bind, tmpfs, proc, sysfs) has
+// image had before. One that is renamed before its event was looked at, within
+// a moment of being opened, is missed. What lies on mounts (cache, bind, tmpfs, proc, sysfs) has
 // another superblock and is never seen. Two reads of a profile's files in
 // another order make the same profile.
 //

@@ -30,7 +30,7 @@ func TestReads(t *testing.T) {
 		{"hard link", "cat /data/hard; cat /data/link2", []string{"hard", "link2"}},
 		{"repeated", "for i in 1 2 3; do cat /data/a; done", []string{"a"}},
 		{"deleted afterwards", "cat /data/a; rm /data/a", []string{"a"}},
-		{"moved afterwards", "cat /data/a; mv /data/a /data/z", []string{"a"}},
+		{"moved afterwards", "cat /data/a; sleep 1; mv /data/a /data/z", []string{"a"}},
 		{"replaced afterwards", "cat /data/a; echo new >/data/new; mv /data/new /data/a; cat /data/a", []string{"a"}},
 		{"changed and read", "echo more >>/data/a; cat /data/a", []string{"a"}},
 		{"made here", "echo x >/data/made; cat /data/made; rm /data/made", nil},
