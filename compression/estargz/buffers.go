@@ -11,7 +11,6 @@ type buffers struct {
 	pool  *Pool
 	small int
 	large int
-	free  [2]sync.Pool
 
 	mu   sync.Mutex
 	lent map[*batch]struct{}
@@ -30,18 +29,15 @@ func newBuffers(opts Options) *buffers {
 
 // get waits for the memory of a batch with room for n bytes of tar.
 func (s *buffers) get(ctx context.Context, n int) (*batch, error) {
-	size, free := s.small, &s.free[0]
+	size := s.small
 	if n > size {
-		size, free = s.large, &s.free[1]
+		size = s.large
 	}
 	reserved, err := s.pool.reserve(ctx, 2*int64(size)) // with its output
 	if err != nil {
 		return nil, err
 	}
-	b, ok := free.Get().(*batch)
-	if !ok {
-		b = &batch{tar: make([]byte, 0, size), compressed: make(chan error, 1)}
-	}
+	b := s.pool.batch(size)
 	b.tar, b.members, b.blob = b.tar[:0], b.members[:0], b.blob[:0]
 	b.fill, b.filled = nil, make(chan struct{})
 	b.reserved = reserved
@@ -60,12 +56,9 @@ func (s *buffers) put(b *batch) {
 	s.mu.Lock()
 	delete(s.lent, b)
 	s.mu.Unlock()
-	s.pool.release(b.reserved)
-	free := &s.free[0]
-	if cap(b.tar) > s.small {
-		free = &s.free[1]
-	}
-	free.Put(b)
+	reserved := b.reserved
+	s.pool.reuse(b)
+	s.pool.release(reserved)
 }
 
 // close gives back the memory of what an error left lent.

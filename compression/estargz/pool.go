@@ -3,6 +3,7 @@ package estargz
 import (
 	"context"
 	"runtime"
+	"sync"
 
 	"golang.org/x/sync/semaphore"
 )
@@ -15,6 +16,9 @@ type Pool struct {
 	limit   int64 // of memory, in bytes
 	queue   int   // batches one writer may have under way
 	codecs  [len(codecLevels)]codec
+
+	mu   sync.Mutex
+	free map[int]*sync.Pool // of batches, by their room
 }
 
 // defaultMemoryPerWorker holds a batch that is being compressed and a few that
@@ -37,6 +41,7 @@ func NewPool(workers int, memory int64) *Pool {
 		// One being compressed by each worker and one ready behind it: a
 		// writer whose output stalls must not hold everybody's memory.
 		queue: 2 * workers,
+		free:  map[int]*sync.Pool{},
 	}
 	for i, level := range codecLevels {
 		p.codecs[i].small, p.codecs[i].large = level.small, level.large
@@ -60,4 +65,29 @@ func (p *Pool) work(ctx context.Context, f func() error) error {
 	}
 	defer p.workers.Release(1)
 	return f()
+}
+
+// batch returns one with room for size bytes of tar, used before if possible:
+// what one writer is done with the next one takes.
+func (p *Pool) batch(size int) *batch {
+	if b, ok := p.batches(size).Get().(*batch); ok {
+		return b
+	}
+	return &batch{
+		tar: make([]byte, 0, size),
+		// What does not compress grows by less than this.
+		blob:       make([]byte, 0, size+size/64),
+		compressed: make(chan error, 1),
+	}
+}
+
+func (p *Pool) reuse(b *batch) { p.batches(cap(b.tar)).Put(b) }
+
+func (p *Pool) batches(size int) *sync.Pool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.free[size] == nil {
+		p.free[size] = &sync.Pool{}
+	}
+	return p.free[size]
 }
