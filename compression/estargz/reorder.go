@@ -38,7 +38,7 @@ func Reorder(ctx context.Context, w io.Writer, src *Reader, order []string, opts
 	if err != nil {
 		return nil, err
 	}
-	r := &reorderer{members: members}
+	r := &reorderer{members: members, headers: members.headers()}
 	if err := r.scan(src.entries); err != nil {
 		return nil, err
 	}
@@ -54,6 +54,7 @@ func Reorder(ctx context.Context, w io.Writer, src *Reader, order []string, opts
 // A reorderer puts the members of a blob together in another order.
 type reorderer struct {
 	members *members
+	headers *io.SectionReader // the tar with zeros for contents
 	parts   *parts
 	files   map[string]*tocFile
 
@@ -66,7 +67,7 @@ type reorderer struct {
 
 // scan finds the files of the tar and their entries in the TOC.
 func (r *reorderer) scan(entries []*Entry) (err error) {
-	if r.parts, err = scanTar(r.members.headers()); err != nil {
+	if r.parts, err = scanTar(r.headers); err != nil {
 		return fmt.Errorf("estargz: headers: %w", err)
 	}
 	r.files = map[string]*tocFile{}
@@ -108,7 +109,7 @@ func (r *reorderer) reorder(order []string) error {
 // part appends a file.
 func (r *reorderer) part(f *part) error {
 	heads := make([]byte, f.contents-f.start)
-	if _, err := r.members.headers().ReadAt(heads, f.start); err != nil {
+	if _, err := r.headers.ReadAt(heads, f.start); err != nil {
 		return fmt.Errorf("estargz: headers of %q: %w", f.name, noEOF(err))
 	}
 	if err := r.heads(heads); err != nil {
