@@ -87,6 +87,29 @@ func TestLink(t *testing.T) {
 	}
 }
 
+// A client that takes its time with each buffer, or a timer that rings late,
+// costs the line nothing as long as it keeps up.
+func TestLateness(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProxy("registry", link, nil)
+		p.forward.Transport = upstream{}
+		const each = 400 * time.Microsecond
+		start := time.Now()
+		p.ServeHTTP(slow{discard{http.Header{}}, each}, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://registry/large", nil))
+		require.Equal(t, 2020*time.Millisecond+each, time.Since(start))
+	})
+}
+
+type slow struct {
+	discard
+	each time.Duration
+}
+
+func (s slow) Write(b []byte) (int, error) {
+	time.Sleep(s.each)
+	return len(b), nil
+}
+
 func TestNoLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProxy("registry", Link{}, nil)
