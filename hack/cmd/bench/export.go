@@ -74,12 +74,20 @@ func prepare(ctx context.Context, c *config, root string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.stop()) }()
+	if err := d.createBuilder(ctx); err != nil {
+		return err
+	}
+	_, err = d.bake(ctx, "type=cacheonly")
+	return err
+}
+
+// createBuilder makes the builder that d.command's buildx drives.
+func (d *daemon) createBuilder(ctx context.Context) error {
 	create := d.command(ctx, "buildx", "create", "--name", "bench", "--driver", "remote", d.addr)
 	if out, err := create.CombinedOutput(); err != nil {
 		return fmt.Errorf("buildx create: %w\n%s", err, out)
 	}
-	_, err = d.bake(ctx, "type=cacheonly")
-	return err
+	return nil
 }
 
 func (d *daemon) command(ctx context.Context, name string, args ...string) *exec.Cmd {
@@ -89,6 +97,14 @@ func (d *daemon) command(ctx context.Context, name string, args ...string) *exec
 	return cmd
 }
 
+// A bakeTarget is a target of a bake file.
+type bakeTarget struct {
+	Context    string            `json:"context"`
+	Dockerfile string            `json:"dockerfile"`
+	Contexts   map[string]string `json:"contexts,omitempty"`
+	Args       map[string]string `json:"args,omitempty"`
+}
+
 // writeBakeFile says how the demo image is built upon a stage instead of an
 // image.
 func writeBakeFile(c *config) error {
@@ -96,13 +112,7 @@ func writeBakeFile(c *config) error {
 	if err != nil {
 		return err
 	}
-	type target struct {
-		Context    string            `json:"context"`
-		Dockerfile string            `json:"dockerfile"`
-		Contexts   map[string]string `json:"contexts,omitempty"`
-		Args       map[string]string `json:"args,omitempty"`
-	}
-	file, err := json.Marshal(map[string]any{"target": map[string]target{
+	file, err := json.Marshal(map[string]any{"target": map[string]bakeTarget{
 		"base": {Context: c.base, Dockerfile: filepath.Join(image, "base.Dockerfile")},
 		"demo": {
 			Context: image, Dockerfile: filepath.Join(image, "Dockerfile"),

@@ -27,14 +27,21 @@ type config struct {
 
 func (c *config) tool(name string) string { return filepath.Join(c.bin, name) }
 
+// benchmarks are what can be measured.
+var benchmarks = map[string]func(context.Context, *config) error{
+	"export":  export,
+	"profile": profile,
+}
+
 func main() {
 	log.SetFlags(0)
 	cache := flag.String("cache", "/var/cache/buildkitd-esgz", "where hack/tools and hack/base put what they made")
 	repo := flag.String("repo", ".", "the repository")
 	runs := flag.Int("runs", 3, "how often everything is measured")
 	flag.Parse()
-	if flag.NArg() != 1 || flag.Arg(0) != "export" || *runs < 1 {
-		log.Fatal("usage: bench [flags] export")
+	measure := benchmarks[flag.Arg(0)]
+	if flag.NArg() != 1 || measure == nil || *runs < 1 {
+		log.Fatal("usage: bench [flags] export|profile")
 	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -44,7 +51,7 @@ func main() {
 		log.Fatal(err)
 	}
 	c := &config{bin: filepath.Join(*cache, "bin"), base: filepath.Join(*cache, "base"), repo: *repo, work: work, runs: *runs}
-	if err := errors.Join(export(ctx, c), os.RemoveAll(work)); err != nil {
+	if err := errors.Join(measure(ctx, c), os.RemoveAll(work)); err != nil {
 		log.Fatal(err)
 	}
 }

@@ -38,7 +38,7 @@ func (c *contender) layers() int64 {
 	return median(c.results, func(r result) int64 { return r.layers })
 }
 
-func median[T cmp.Ordered](results []result, of func(result) T) T {
+func median[R any, T cmp.Ordered](results []R, of func(R) T) T {
 	var values []T
 	for _, r := range results {
 		values = append(values, of(r))

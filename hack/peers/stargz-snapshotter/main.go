@@ -26,21 +26,26 @@ import (
 func main() {
 	address := flag.String("address", "", "unix socket to serve on")
 	root := flag.String("root", "", "directory of the snapshots")
+	prefetch := flag.Bool("prefetch", false, "prefetch prioritized files, and the rest in the background, as upstream does by default")
 	flag.Parse()
 	if *address == "" || *root == "" {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if err := serve(*address, *root); err != nil {
+	how := onlyOnDemand()
+	if *prefetch {
+		how = defaults()
+	}
+	if err := serve(*address, *root, how); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func serve(address, root string) error {
+func serve(address, root string, how *service.Config) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
 
-	sn, err := service.NewStargzSnapshotterService(ctx, root, onlyOnDemand())
+	sn, err := service.NewStargzSnapshotterService(ctx, root, how)
 	if err != nil {
 		return err
 	}
@@ -63,5 +68,14 @@ func onlyOnDemand() *service.Config {
 	return &service.Config{Config: config.Config{
 		NoPrefetch:        true,
 		NoBackgroundFetch: true,
+	}}
+}
+
+// defaults are what upstream's own command takes when its configuration is
+// empty: the library's zero values, but for those that only its TOML parser
+// knows.
+func defaults() *service.Config {
+	return &service.Config{Config: config.Config{
+		DirectoryCacheConfig: config.DirectoryCacheConfig{Direct: true},
 	}}
 }
