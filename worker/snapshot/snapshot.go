@@ -1,0 +1,272 @@
+// Package snapshot is the containerd snapshotter named stargz: overlayfs with
+// layers that are mounted before their contents are here.
+//
+// BuildKit asks for such a layer by preparing a snapshot with a label that
+// names the committed snapshot it wants. When the layer can be lazy, that
+// snapshot is made at once, with nothing in its directory but a mount; when
+// not, an ordinary snapshot is prepared, into which BuildKit unpacks the layer.
+//
+// The package knows neither registries nor FUSE: what a lazy layer is, a
+// [Lazy] knows. Metadata, directories and overlay mounts are those of
+// containerd's overlay snapshotter, which is wrapped.
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
+	"github.com/containerd/errdefs"
+	"github.com/moby/buildkit/util/bklog"
+	"golang.org/x/sys/unix"
+)
+
+// A Lazy brings layers and mounts them. It is safe for concurrent use.
+//
+// The labels of a snapshot say where its layer lies. Those that stay with the
+// snapshot name the layer, those of one call carry who may read it.
+type Lazy interface {
+	// ID names the layer on this machine, or says why it cannot be lazy. It
+	// looks at the labels alone.
+	ID(labels map[string]string) (string, error)
+	// Fetch brings what is needed to mount a layer.
+	Fetch(ctx context.Context, id string, labels map[string]string) error
+	// Renew tells of newer places and credentials for a layer.
+	Renew(id string, labels map[string]string)
+	// Mount shows a layer that was fetched, by this process or an earlier one,
+	// in a directory. Whatever a dead process left there goes away first.
+	Mount(id, dir string, labels map[string]string) error
+	Unmount(dir string) error
+	// Usage is what a layer takes of the disk now.
+	Usage(id string) (snapshots.Usage, error)
+	// Layers are those that were fetched and not removed.
+	Layers() ([]string, error)
+	Remove(id string) error
+}
+
+const (
+	// targetLabel names the snapshot that the caller wants to have.
+	targetLabel = "containerd.io/snapshot.ref"
+	// remoteLabel marks lazy snapshots; BuildKit looks for it.
+	remoteLabel = "containerd.io/snapshot/remote"
+	// upperdirLabel is how the overlay snapshotter tells a snapshot's directory.
+	upperdirLabel = "containerd.io/snapshot/overlay.upperdir"
+)
+
+// A Snapshotter is safe for concurrent use.
+type Snapshotter struct {
+	snapshots.Snapshotter // containerd's, over overlayfs
+	lazy                  Lazy
+
+	// removing is held while snapshots or their directories go away.
+	removing sync.Mutex
+
+	mu      sync.Mutex
+	shown   map[string]*shown // by the name of the lazy snapshot
+	stuck   []*shown          // removed, but not unmounted
+	pending map[string]int    // layers that are being fetched for no snapshot yet
+}
+
+// A shown layer stands in the directory of a lazy snapshot.
+type shown struct {
+	layer, dir string
+	broken     error // why it could not be mounted again
+}
+
+var (
+	_ snapshots.Snapshotter = (*Snapshotter)(nil)
+	_ snapshots.Cleaner     = (*Snapshotter)(nil)
+)
+
+// New opens the snapshots below root, those of an earlier process included, and
+// mounts the lazy ones.
+func New(ctx context.Context, root string, lazy Lazy) (*Snapshotter, error) {
+	// What a killed process mounted answers no more, and keeps directories
+	// from being removed.
+	if err := mount.UnmountRecursive(filepath.Join(root, "snapshots"), unix.MNT_DETACH); err != nil {
+		return nil, fmt.Errorf("unmount what an earlier run left in %s: %w", root, err)
+	}
+	inner, err := overlay.NewSnapshotter(root, overlay.AsynchronousRemove, overlay.WithUpperdirLabel)
+	if err != nil {
+		return nil, err
+	}
+	s := &Snapshotter{
+		Snapshotter: inner, lazy: lazy,
+		shown: map[string]*shown{}, pending: map[string]int{},
+	}
+	if err := s.restore(ctx); err != nil {
+		return nil, errors.Join(err, inner.Close())
+	}
+	return s, nil
+}
+
+// Prepare makes an active snapshot, or the lazy one that a label asks for; it
+// then returns errdefs.ErrAlreadyExists, as the snapshotter interface wants.
+func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	if err := s.intact(ctx, parent); err != nil {
+		return nil, err
+	}
+	var wanted snapshots.Info
+	for _, opt := range opts {
+		if err := opt(&wanted); err != nil {
+			return nil, err
+		}
+	}
+	target := wanted.Labels[targetLabel]
+	if target == "" {
+		return s.Snapshotter.Prepare(ctx, key, parent, opts...)
+	}
+	if err := s.prepareLazy(ctx, target, parent, wanted.Labels); err != nil {
+		// Whether the layer can be had at all, BuildKit finds out when it
+		// pulls it; Lazy has told the user why it is not lazy.
+		bklog.G(ctx).WithError(err).Debugf("snapshot %s is not lazy", target)
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return s.Snapshotter.Prepare(ctx, key, parent, opts...)
+	}
+	return nil, fmt.Errorf("snapshot %q: %w", target, errdefs.ErrAlreadyExists)
+}
+
+// prepareLazy fetches what a layer's mount needs, commits an empty snapshot and
+// puts the mount on its directory. The order is that of what survives a crash:
+// a snapshot that is committed can always be mounted again.
+func (s *Snapshotter) prepareLazy(ctx context.Context, target, parent string, labels map[string]string) error {
+	id, err := s.lazy.ID(labels)
+	if err != nil {
+		return err
+	}
+	defer s.hold(id)()
+	if err := s.lazy.Fetch(ctx, id, labels); err != nil {
+		return err
+	}
+	if err := s.commitEmpty(ctx, target, parent, labels); err != nil {
+		return err
+	}
+	return s.mount(ctx, target)
+}
+
+// hold keeps Cleanup away from a layer.
+func (s *Snapshotter) hold(id string) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending[id]++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.pending[id]--; s.pending[id] == 0 {
+			delete(s.pending, id)
+		}
+	}
+}
+
+// commitEmpty commits a snapshot with nothing in it. Its size is asked for
+// later, so that the overlay snapshotter need not walk a mount to know it.
+func (s *Snapshotter) commitEmpty(ctx context.Context, target, parent string, labels map[string]string) error {
+	labels = maps.Clone(labels)
+	labels[remoteLabel] = "remote snapshot"
+	opt := snapshots.WithLabels(labels)
+	key := "lazy-" + target
+	if _, err := s.Snapshotter.Prepare(ctx, key, parent, opt); err != nil && !errdefs.IsAlreadyExists(err) {
+		return err
+	}
+	err := s.Snapshotter.Commit(ctx, target, key, opt)
+	if errdefs.IsAlreadyExists(err) {
+		return errors.Join(s.Snapshotter.Remove(ctx, key), s.sameParent(ctx, target, parent))
+	}
+	return err
+}
+
+func (s *Snapshotter) sameParent(ctx context.Context, name, parent string) error {
+	info, err := s.Snapshotter.Stat(ctx, name)
+	if err == nil && info.Parent != parent {
+		err = fmt.Errorf("snapshot %q is there upon %q, not upon %q", name, info.Parent, parent)
+	}
+	return err
+}
+
+// View is Prepare for readers.
+func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	if err := s.intact(ctx, parent); err != nil {
+		return nil, err
+	}
+	return s.Snapshotter.View(ctx, key, parent, opts...)
+}
+
+// Mounts refuses snapshots upon a lazy one that is not mounted: they would show
+// an empty directory instead of the layer.
+func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+	if err := s.intact(ctx, key); err != nil {
+		return nil, err
+	}
+	return s.Snapshotter.Mounts(ctx, key)
+}
+
+// Stat hides how the overlay snapshotter is asked for directories.
+func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
+	info, err := s.Snapshotter.Stat(ctx, key)
+	delete(info.Labels, upperdirLabel)
+	return info, err
+}
+
+// Update tells the layer of what new labels say: BuildKit adds the sessions of
+// a build for as long as it mounts the snapshot.
+func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
+	updated, err := s.Snapshotter.Update(ctx, info, fieldpaths...)
+	if err != nil {
+		return updated, err
+	}
+	if _, ok := updated.Labels[remoteLabel]; ok {
+		if id, err := s.lazy.ID(updated.Labels); err == nil {
+			s.lazy.Renew(id, updated.Labels)
+		}
+	}
+	delete(updated.Labels, upperdirLabel)
+	return updated, nil
+}
+
+// Usage of a lazy snapshot is what is here of it by now.
+func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
+	info, err := s.Snapshotter.Stat(ctx, key)
+	if err != nil {
+		return snapshots.Usage{}, err
+	}
+	if _, ok := info.Labels[remoteLabel]; !ok || info.Kind != snapshots.KindCommitted {
+		return s.Snapshotter.Usage(ctx, key)
+	}
+	id, err := s.lazy.ID(info.Labels)
+	if err != nil {
+		return snapshots.Usage{}, err
+	}
+	return s.lazy.Usage(id)
+}
+
+// Walk shows snapshots as Stat does.
+func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
+	return s.Snapshotter.Walk(ctx, func(ctx context.Context, info snapshots.Info) error {
+		delete(info.Labels, upperdirLabel)
+		return fn(ctx, info)
+	}, filters...)
+}
+
+// Close unmounts all layers. Their snapshots stay on disk.
+func (s *Snapshotter) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for name, layer := range s.shown {
+		if layer.broken == nil {
+			errs = append(errs, s.lazy.Unmount(layer.dir))
+		}
+		delete(s.shown, name)
+	}
+	return errors.Join(append(errs, s.Snapshotter.Close())...)
+}
+
+func directory(info snapshots.Info) string { return filepath.Clean(info.Labels[upperdirLabel]) }
