@@ -18,6 +18,11 @@ variable "DEBIAN" {
   default = "debian:bookworm-slim"
 }
 
+# Whose reads come first in the layers of the demo image.
+variable "PROFILE" {
+  default = "entrypoint"
+}
+
 target "default" {
   args = {
     GOLANG = GOLANG
@@ -32,6 +37,6 @@ target "demo" {
     BASE = "${REGISTRY}/debian:bookworm"
   }
   output = [
-    "type=registry,name=${REGISTRY}/demo:${TAG},compression=estargz,force-compression=true,oci-mediatypes=true",
+    "type=registry,name=${REGISTRY}/demo:${TAG},compression=estargz,force-compression=true,oci-mediatypes=true,estargz-profile=${PROFILE}",
   ]
 }

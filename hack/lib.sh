@@ -155,25 +155,52 @@ push_base() {
         --file "$repo/hack/image/base.Dockerfile" "$cache/base"
 }
 
-# start_containerd: containerd with its overlayfs snapshotter, which knows
-# nothing of eStargz, and with the stock stargz-snapshotter as a proxy plugin.
-start_containerd() {
-    serve stargz "$bin/stargz-snapshotter" -root "$work/stargz" -address "$work/stargz.sock"
-    until_ready stargz test -S "$work/stargz.sock"
-    cat >"$work/containerd.toml" <<-TOML
+# start_node NAME: containerd with nothing in it, its overlayfs snapshotter,
+# which knows nothing of eStargz, and the stock stargz-snapshotter as a proxy
+# plugin, all below $work/NAME.
+start_node() {
+    local dir=$work/$1
+    mkdir "$dir"
+    serve stargz "$bin/stargz-snapshotter" -prefetch -root "$dir/stargz" -address "$dir/stargz.sock"
+    until_ready stargz test -S "$dir/stargz.sock"
+    cat >"$dir/containerd.toml" <<-TOML
 	version = 3
-	root = "$work/containerd"
-	state = "$work/containerd-state"
+	root = "$dir/containerd"
+	state = "$dir/containerd-state"
 	[grpc]
-	  address = "$work/containerd.sock"
+	  address = "$dir/containerd.sock"
 	[ttrpc]
-	  address = "$work/containerd.sock.ttrpc"
+	  address = "$dir/containerd.sock.ttrpc"
 	[proxy_plugins.stargz]
 	  type = "snapshot"
-	  address = "$work/stargz.sock"
+	  address = "$dir/stargz.sock"
 	TOML
     # The shim is found on the path.
-    serve containerd env PATH="$bin:$PATH" "$bin/containerd" --config "$work/containerd.toml"
-    export CONTAINERD_ADDRESS=$work/containerd.sock
+    serve containerd env PATH="$bin:$PATH" "$bin/containerd" --config "$dir/containerd.toml"
+    export CONTAINERD_ADDRESS=$dir/containerd.sock
     until_ready containerd "$bin/ctr" version
+}
+
+# stop_node ends what start_node started last.
+stop_node() {
+    local i
+    end_containers
+    unset CONTAINERD_ADDRESS
+    for i in 1 2; do
+        stop "${served[-1]}"
+        unset 'served[-1]'
+    done
+}
+
+# start_slow_line: what a node in another data centre sees of the registry, 20 ms
+# away and with 400 Mbit/s, its address in $far.
+start_slow_line() {
+    far=127.0.0.1:$(free_port)
+    serve slow-line "$bin/shape" -listen "$far" -to "$registry" -delay 20ms -rate 400 -log "$work/requests"
+    until_ready slow-line curl -fsS "http://$far/v2/"
+}
+
+# line_bytes: what came over the slow line so far.
+line_bytes() {
+    sed -n 's/.*"bytes":\([0-9]*\).*/\1/p' "$work/requests" | awk '{ sum += $1 } END { print sum + 0 }'
 }
