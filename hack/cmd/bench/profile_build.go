@@ -8,7 +8,6 @@ import (
 	"log"
 	"os"
 	"path/filepath"
-	"strings"
 )
 
 // buildSubjects builds the images with our daemon, and pushes each of them
@@ -33,8 +32,6 @@ func buildSubjects(ctx context.Context, c *config, r *registry, all []*subject) 
 				s.name+".output=type=registry,oci-mediatypes=true,force-compression=true,compression="+compression+",name="+r.ref(s.name, tag), s.name)
 			if out, err := cmd.CombinedOutput(); err != nil {
 				return fmt.Errorf("buildx bake %s: %w\n%s", s.name, err, out)
-			} else if strings.Contains(string(out), "WARNING") {
-				log.Printf("%s", out)
 			}
 		}
 	}

@@ -9,4 +9,4 @@ RUN install -d -o postgres -g postgres -m 700 /data
 USER postgres
 RUN initdb --encoding=UTF8 --locale=C.UTF-8
 STOPSIGNAL SIGINT
-CMD ["postgres", "-k", "/tmp"]
+CMD ["postgres", "-k", "/tmp", "-h", "127.0.0.1"]
