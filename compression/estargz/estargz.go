@@ -30,6 +30,8 @@ const (
 	// NoPrefetchLandmark is the file that says there are no prioritized ones.
 	NoPrefetchLandmark = ".no.prefetch.landmark"
 
-	tocName          = "stargz.index.json"
+	// TOCName is the tar entry that holds the TOC.
+	TOCName = "stargz.index.json"
+
 	landmarkContents = 0xf
 )

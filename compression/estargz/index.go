@@ -1,10 +1,8 @@
 package estargz
 
 import (
-	"errors"
 	"fmt"
 	"path"
-	"strings"
 
 	digest "github.com/opencontainers/go-digest"
 )
@@ -27,9 +25,7 @@ type file struct {
 // to be inferred.
 func (r *Reader) index() error {
 	r.files = map[string]*file{"": {entry: &Entry{Type: TypeDir, Mode: implicitMode}, links: 2}}
-	if err := r.indexFiles(); err != nil {
-		return err
-	}
+	r.indexFiles()
 	if err := r.indexMembers(); err != nil {
 		return err
 	}
@@ -43,53 +39,19 @@ func (r *Reader) index() error {
 
 // indexFiles finds the file of each name and the chunks of each file. The last
 // of several entries with one name counts.
-func (r *Reader) indexFiles() error {
+func (r *Reader) indexFiles() {
 	var last *file
-	for i, e := range r.entries {
+	for _, e := range r.entries {
 		if e.Type == TypeChunk {
-			if last == nil {
-				return fmt.Errorf("entry %d: a chunk of no file", i)
-			}
-			e.Name = last.entry.Name
 			last.chunks = append(last.chunks, e)
 			continue
 		}
-		last = nil
-		e.Name = cleanName(e.Name)
-		if err := checkType(e); err != nil {
-			return fmt.Errorf("entry %d (%.100q): %w", i, e.Name, err)
+		last = &file{entry: e}
+		if e.Type == TypeReg && e.Size > 0 {
+			last.chunks = []*Entry{e}
 		}
-		f := &file{entry: e}
-		if e.Type == TypeReg {
-			last = f
-			if e.Size > 0 {
-				f.chunks = []*Entry{e}
-			}
-		}
-		r.files[e.Name] = f
+		r.files[e.Name] = last
 	}
-	return nil
-}
-
-func checkType(e *Entry) error {
-	switch e.Type {
-	case TypeDir, TypeReg, TypeSymlink, TypeHardlink, TypeChar, TypeBlock, TypeFifo:
-	default:
-		return fmt.Errorf("unknown type %q", e.Type)
-	}
-	if e.Size < 0 {
-		return fmt.Errorf("size %d", e.Size)
-	}
-	if e.Name == "" && e.Type != TypeDir {
-		return fmt.Errorf("the root is a %s", e.Type)
-	}
-	if len(e.Name) > maxNameSize {
-		return fmt.Errorf("the name has %d bytes, more than %d", len(e.Name), maxNameSize)
-	}
-	if strings.ContainsRune(e.Name, 0) {
-		return errors.New("the name has a zero byte")
-	}
-	return nil
 }
 
 // indexMembers finds where the gzip member of each chunk ends: where the next

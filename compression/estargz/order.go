@@ -84,12 +84,12 @@ func (p *parts) add(h *tar.Header, f *part) error {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
-	f.name = cleanName(h.Name)
+	f.name = CleanName(h.Name)
 	if h.Typeflag == tar.TypeLink {
-		f.linkName = cleanName(h.Linkname)
+		f.linkName = CleanName(h.Linkname)
 	}
 	switch f.name {
-	case tocName, PrefetchLandmark, NoPrefetchLandmark:
+	case TOCName, PrefetchLandmark, NoPrefetchLandmark:
 		if h.Typeflag != tar.TypeReg {
 			return fmt.Errorf("tar entry %q has a name that eStargz needs for a file of its own; rename it, or use compression=gzip", h.Name)
 		}
@@ -107,7 +107,7 @@ func (p *parts) add(h *tar.Header, f *part) error {
 // and the rest as it was.
 func (p *parts) inOrder(order []string) (first []*part, landmark string, rest []*part) {
 	for _, name := range order {
-		first = p.take(first, cleanName(name))
+		first = p.take(first, CleanName(name))
 	}
 	landmark = PrefetchLandmark
 	if len(first) == 0 {

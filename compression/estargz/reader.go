@@ -2,7 +2,6 @@ package estargz
 
 import (
 	"archive/tar"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -85,8 +84,8 @@ func openTOC(r io.Reader) (io.Reader, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	if h.Name != tocName || h.Typeflag != tar.TypeReg {
-		return nil, 0, fmt.Errorf("found the tar entry %q, want the file %q", h.Name, tocName)
+	if h.Name != TOCName || h.Typeflag != tar.TypeReg {
+		return nil, 0, fmt.Errorf("found the tar entry %q, want the file %q", h.Name, TOCName)
 	}
 	if h.Size > maxTOCSize {
 		return nil, 0, fmt.Errorf("%d bytes are more than the limit of %d", h.Size, maxTOCSize)
@@ -94,27 +93,16 @@ func openTOC(r io.Reader) (io.Reader, int64, error) {
 	return t, h.Size, nil
 }
 
-func (r *Reader) readTOC(section io.Reader, want digest.Digest) error {
-	toc, _, err := openTOC(section)
-	if err != nil {
-		return err
-	}
-	sum := sha256.New()
-	toc = io.TeeReader(toc, sum)
-	if err := decodeTOC(toc, func(e *Entry) error {
-		r.entries = append(r.entries, e)
+func (r *Reader) readTOC(section io.Reader, want digest.Digest) (err error) {
+	r.tocDigest, err = readTOC(section, func(e *Entry) error {
+		c := *e
+		r.entries = append(r.entries, &c)
 		return nil
-	}); err != nil {
-		return err
-	}
-	if _, err := io.Copy(io.Discard, toc); err != nil {
-		return err
-	}
-	r.tocDigest = digest.NewDigest(digest.SHA256, sum)
-	if want != "" && r.tocDigest != want {
+	})
+	if err == nil && want != "" && r.tocDigest != want {
 		return fmt.Errorf("its digest is %s, want %s", r.tocDigest, want)
 	}
-	return nil
+	return err
 }
 
 // TOCDigest returns the digest of the TOC's JSON.
@@ -128,7 +116,7 @@ func (r *Reader) Entries() []*Entry { return r.entries }
 // root. Hard links lead to the file they share, directories that only the
 // paths of others imply have an entry too.
 func (r *Reader) Lookup(name string) (*Entry, bool) {
-	f := r.files[cleanName(name)]
+	f := r.files[CleanName(name)]
 	if f == nil {
 		return nil, false
 	}
@@ -138,7 +126,7 @@ func (r *Reader) Lookup(name string) (*Entry, bool) {
 // Chunks returns the entries that hold the contents of a regular file, in the
 // order of the file.
 func (r *Reader) Chunks(name string) []*Entry {
-	f := r.files[cleanName(name)]
+	f := r.files[CleanName(name)]
 	if f == nil {
 		return nil
 	}
@@ -148,7 +136,7 @@ func (r *Reader) Chunks(name string) []*Entry {
 // NumLink returns how many names and subdirectories point to a path, as
 // stat(2) counts them.
 func (r *Reader) NumLink(name string) int {
-	f := r.files[cleanName(name)]
+	f := r.files[CleanName(name)]
 	if f == nil {
 		return 0
 	}
@@ -157,7 +145,7 @@ func (r *Reader) NumLink(name string) int {
 
 // Children returns the names in a directory, each with its entry.
 func (r *Reader) Children(name string) map[string]*Entry {
-	f := r.files[cleanName(name)]
+	f := r.files[CleanName(name)]
 	if f == nil {
 		return nil
 	}

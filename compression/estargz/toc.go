@@ -87,10 +87,18 @@ func (e *Entry) HasContents() bool {
 // longer one.
 const maxNameSize = 4096
 
-// cleanName makes a path relative to the root and lexically safe: no "..", no
+// CleanName makes a path of the tar relative to the root and lexically safe: no "..", no
 // leading, trailing or double slash. The root itself is "".
-func cleanName(name string) string {
-	return strings.TrimPrefix(path.Clean("/"+name), "/")
+func CleanName(name string) string {
+	// Most names are nearly clean, and then this copies nothing.
+	c := strings.TrimPrefix(path.Clean(name), "/")
+	if c == "." {
+		return ""
+	}
+	if c == ".." || strings.HasPrefix(c, "../") {
+		return strings.TrimPrefix(path.Clean("/"+name), "/")
+	}
+	return c
 }
 
 // parentName returns the directory that holds a clean name.

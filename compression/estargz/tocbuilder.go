@@ -24,7 +24,7 @@ func (t *tocBuilder) add(e *Entry) (*tocFile, error) {
 		t.byName = map[string]*tocFile{}
 	}
 	t.last = e.Name
-	name := cleanName(e.Name)
+	name := CleanName(e.Name)
 	if name == "" && e.Type != TypeDir {
 		return nil, fmt.Errorf("tar entry %q: the root is a %s, want a directory", e.Name, e.Type)
 	}
@@ -38,7 +38,7 @@ func (t *tocBuilder) add(e *Entry) (*tocFile, error) {
 		}
 	}
 	if e.Type == TypeHardlink {
-		if target := t.byName[cleanName(e.LinkName)]; target != nil {
+		if target := t.byName[CleanName(e.LinkName)]; target != nil {
 			target.linked = true
 		}
 	}
@@ -122,7 +122,7 @@ func linkTarget(e *Entry, lookup func(name string) *Entry) (*Entry, error) {
 			}
 			return target, nil
 		}
-		next := lookup(cleanName(target.LinkName))
+		next := lookup(CleanName(target.LinkName))
 		if next == nil {
 			return nil, fmt.Errorf("hard link %q leads to %q, which is not in the layer", e.Name, target.LinkName)
 		}

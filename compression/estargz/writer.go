@@ -273,7 +273,7 @@ func (o *output) finish(entries []*Entry) (*Info, error) {
 func (o *output) writeTOC(toc []byte) error {
 	var entry bytes.Buffer
 	t := tar.NewWriter(&entry)
-	err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: tocName, Size: int64(len(toc))})
+	err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: TOCName, Size: int64(len(toc))})
 	if err != nil {
 		return err
 	}

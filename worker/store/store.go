@@ -1,0 +1,181 @@
+// Package store keeps eStargz layers on disk: the tree of each, made once from
+// its TOC, and those of its contents that were fetched, verified chunk by
+// chunk. It fetches what is asked for from wherever its user connects a layer
+// to, and knows neither registries nor how a layer is mounted.
+//
+// A layer is a directory:
+//
+//	index    the tree and where the contents lie in the blob
+//	present  which chunks are here
+//	small    the contents of files below 1 MiB, sparse
+//	large/   a file for each larger one, with the same offsets
+//
+// What was written is not synced. A killed daemon loses nothing, since all of
+// it is in the page cache; after a crash of the machine, which the boot's ID
+// tells, a chunk is verified once more before it counts.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sync/semaphore"
+)
+
+// A Store is a directory of layers, of which one process at a time has one
+// open. It is safe for concurrent use.
+type Store struct {
+	layersDir string
+	tmpDir    string
+	bootID    string
+	building  *semaphore.Weighted
+
+	mu     sync.Mutex
+	layers map[Key]*Layer
+	adding map[Key]chan struct{} // closed when done
+}
+
+// Options is what a store may be told. The zero value is what most callers
+// want.
+type Options struct {
+	bootID string // of tests
+}
+
+// Open opens the store below a directory, which it makes if need be, and
+// removes what an interrupted process left half done.
+func Open(root string, opts Options) (*Store, error) {
+	s := &Store{
+		layersDir: filepath.Join(root, "layers"),
+		tmpDir:    filepath.Join(root, "tmp"),
+		bootID:    opts.bootID,
+		building:  semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0))),
+		layers:    map[Key]*Layer{},
+		adding:    map[Key]chan struct{}{},
+	}
+	if err := os.RemoveAll(s.tmpDir); err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	for _, dir := range []string{s.layersDir, s.tmpDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("store: %w", err)
+		}
+	}
+	if s.bootID == "" {
+		id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		if err != nil {
+			return nil, fmt.Errorf("store: %w", err)
+		}
+		s.bootID = string(id)
+	}
+	return s, nil
+}
+
+// Layer returns a layer that was added, always the same one for a key. The
+// error of one that was not is fs.ErrNotExist.
+func (s *Store) Layer(key Key) (*Layer, error) {
+	name, err := key.dir()
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.layers[key]; l != nil {
+		return l, nil
+	}
+	l, err := s.openLayer(key, filepath.Join(s.layersDir, name))
+	if err != nil {
+		return nil, fmt.Errorf("store: layer %s: %w", key.Blob, err)
+	}
+	s.layers[key] = l
+	return l, nil
+}
+
+// Keys returns the layers on disk.
+func (s *Store) Keys() ([]Key, error) {
+	list, err := os.ReadDir(s.layersDir)
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	var keys []Key
+	for _, e := range list {
+		if k, ok := keyOf(e.Name()); ok {
+			keys = append(keys, k)
+		}
+	}
+	return keys, nil
+}
+
+// Remove removes a layer and frees its disk. Who still uses it finds the tree,
+// but no contents. A layer that is not there is no error.
+func (s *Store) Remove(key Key) error {
+	name, err := key.dir()
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	s.mu.Lock()
+	l := s.layers[key]
+	delete(s.layers, key)
+	s.mu.Unlock()
+	if l != nil {
+		l.close()
+	}
+	// Out of sight first: what is left half removed is no layer.
+	trash, err := os.MkdirTemp(s.tmpDir, "remove-")
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	err = os.Rename(filepath.Join(s.layersDir, name), filepath.Join(trash, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err = errors.Join(err, os.RemoveAll(trash)); err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	return nil
+}
+
+// Close ends what is under way and waits for it. The layers cannot be read any
+// more.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	layers := s.layers
+	s.layers = map[Key]*Layer{}
+	s.mu.Unlock()
+	for _, l := range layers {
+		l.close()
+	}
+	return nil
+}
+
+// once runs add, or waits for who does so for the same key.
+func (s *Store) once(ctx context.Context, key Key, add func() error) error {
+	for {
+		s.mu.Lock()
+		other := s.adding[key]
+		if other == nil {
+			break
+		}
+		s.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	done := make(chan struct{})
+	s.adding[key] = done
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.adding, key)
+		s.mu.Unlock()
+		close(done)
+	}()
+	return add()
+}
