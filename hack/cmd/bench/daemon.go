@@ -23,9 +23,9 @@ type daemon struct {
 	done chan error
 }
 
-func startDaemon(ctx context.Context, c *config, binary, root string) (*daemon, error) {
+func startDaemon(ctx context.Context, c *config, binary, root string, flags ...string) (*daemon, error) {
 	d := &daemon{c: c, addr: "unix://" + filepath.Join(c.work, "buildkitd.sock"), done: make(chan error, 1)}
-	d.cmd = exec.Command(binary, "--root", root, "--addr", d.addr, "--containerd-worker=false", "--oci-worker-net=host")
+	d.cmd = exec.Command(binary, append(flags, "--root", root, "--addr", d.addr, "--containerd-worker=false", "--oci-worker-net=host")...)
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
 	d.cmd.Env = append(os.Environ(), "TMPDIR="+c.work)
 	// Ctrl-C is for this process, which stops the daemon in order.

@@ -30,6 +30,7 @@ func (c *config) tool(name string) string { return filepath.Join(c.bin, name) }
 // benchmarks are what can be measured.
 var benchmarks = map[string]func(context.Context, *config) error{
 	"export":  export,
+	"lazy":    lazy,
 	"profile": profile,
 }
 
@@ -41,7 +42,7 @@ func main() {
 	flag.Parse()
 	measure := benchmarks[flag.Arg(0)]
 	if flag.NArg() != 1 || measure == nil || *runs < 1 {
-		log.Fatal("usage: bench [flags] export|profile")
+		log.Fatal("usage: bench [flags] export|lazy|profile")
 	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

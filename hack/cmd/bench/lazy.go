@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/integration/shaped"
+)
+
+// A puller is a daemon that builds upon an image.
+type puller struct {
+	name        string
+	binary      string
+	snapshotter string
+}
+
+var (
+	eager     = puller{"overlayfs", "buildkitd", "overlayfs"}
+	stockLazy = puller{"stock stargz", "buildkitd", "stargz"}
+	ourLazy   = puller{"buildkitd-esgz stargz", "buildkitd-esgz", "stargz"}
+)
+
+// lazyLinks are those that cold builds are measured behind.
+var lazyLinks = []shaped.Link{
+	{Delay: 20 * time.Millisecond, BytesPerSecond: 400e6 / 8},
+	{Delay: 80 * time.Millisecond, BytesPerSecond: 100e6 / 8},
+}
+
+// A job is a build upon an image by a puller, measured.
+type job struct {
+	who      puller
+	tag      string
+	commands string // of its RUN step
+	runs     []pulled
+}
+
+// A pulled is what one build took.
+type pulled struct {
+	wall     time.Duration
+	bytes    int64 // of blobs, until the build ended
+	requests int   // for blobs
+}
+
+const (
+	runApp  = `python3 /app/app.py --once`
+	readAll = `tar --one-file-system -cf - / 2>/dev/null | wc -c`
+)
+
+// lazy measures builds upon an image that is not here yet, and upon one that is.
+func lazy(ctx context.Context, c *config) (err error) {
+	r, err := startRegistry(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.stop()) }()
+	if err := pushLazyImages(ctx, c, r); err != nil {
+		return err
+	}
+	for _, link := range lazyLinks {
+		if err := coldBuilds(ctx, c, r, link); err != nil {
+			return err
+		}
+	}
+	return warmBuilds(ctx, c, r)
+}
+
+func coldBuilds(ctx context.Context, c *config, r *registry, link shaped.Link) (err error) {
+	line, err := shaped.New(r.address, link)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, line.Close()) }()
+	jobs := []*job{
+		{who: eager, tag: "gzip", commands: runApp},
+		{who: stockLazy, tag: "plain", commands: runApp},
+		{who: ourLazy, tag: "plain", commands: runApp},
+		{who: stockLazy, tag: "profiled", commands: runApp},
+		{who: ourLazy, tag: "profiled", commands: runApp},
+		{who: eager, tag: "gzip", commands: readAll},
+		{who: ourLazy, tag: "plain", commands: readAll},
+	}
+	for run := range c.runs {
+		for _, j := range jobs {
+			p, err := j.cold(ctx, c, line)
+			if err != nil {
+				return fmt.Errorf("%s, %s: %w", j.who.name, j.tag, err)
+			}
+			log.Printf("run %d of %d, %s, %s, %.12s: %.1fs, %.1f MB, %d requests", run+1, c.runs, j.who.name, j.tag, j.commands, p.wall.Seconds(), float64(p.bytes)/1e6, p.requests)
+			j.runs = append(j.runs, p)
+		}
+	}
+	fmt.Print(coldTable(jobs))
+	fmt.Printf("\nMedians of %d runs behind %s and %d Mbit/s; %s.\n\n", c.runs, link.Delay, link.BytesPerSecond*8/1e6, machine())
+	return nil
+}
+
+// cold builds with a daemon that has nothing yet.
+func (j *job) cold(ctx context.Context, c *config, line *shaped.Proxy) (p pulled, err error) {
+	d, err := startPuller(ctx, c, j.who)
+	if err != nil {
+		return p, err
+	}
+	defer func() { err = errors.Join(err, d.discard()) }()
+	if err := dropCaches(); err != nil {
+		return p, err
+	}
+	line.Reset()
+	begin := time.Now()
+	if _, err := d.run(ctx, line.Addr()+"/demo:"+j.tag, j.commands); err != nil {
+		return p, err
+	}
+	p.wall = time.Since(begin)
+	requests := shaped.Blobs(line.Requests())
+	p.bytes, p.requests = shaped.Bytes(requests), len(requests)
+	return p, nil
+}
+
+// A pullingDaemon has a root of its own, which goes away with it.
+type pullingDaemon struct {
+	*daemon
+	root string
+}
+
+func startPuller(ctx context.Context, c *config, who puller) (*pullingDaemon, error) {
+	root, err := os.MkdirTemp(c.work, "puller")
+	if err != nil {
+		return nil, err
+	}
+	d, err := startDaemon(ctx, c, c.tool(who.binary), root, "--oci-worker-snapshotter="+who.snapshotter)
+	return &pullingDaemon{d, root}, err
+}
+
+func (d *pullingDaemon) discard() error {
+	errs := []error{d.stop()}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(d.root))
+	errs = append(errs, err)
+	for _, m := range mounts {
+		errs = append(errs, unix.Unmount(m.Mountpoint, unix.MNT_DETACH))
+	}
+	errs = append(errs, os.RemoveAll(d.root))
+	unix.Sync() // what is written later is somebody else's time
+	return errors.Join(errs...)
+}
+
+// run builds one RUN step upon an image and returns what it printed.
+func (d *pullingDaemon) run(ctx context.Context, image, commands string) (string, error) {
+	dir, err := os.MkdirTemp(d.c.work, "context")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(dir)
+	dockerfile := "FROM " + image + "\nUSER root\nENV PYTHONDONTWRITEBYTECODE=1\nRUN " + commands + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o600); err != nil {
+		return "", err
+	}
+	out, err := d.command(ctx, "buildctl", "--addr", d.addr, "build", "--frontend=dockerfile.v0", "--no-cache", "--progress=plain",
+		"--local=context="+dir, "--local=dockerfile="+dir).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("build upon %s: %w\n%s", image, err, out)
+	}
+	return string(out), nil
+}
+
+// dropCaches makes the kernel forget files and directories that it has read.
+func dropCaches() error {
+	unix.Sync()
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+}

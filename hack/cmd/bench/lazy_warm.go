@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"regexp"
+	"slices"
+	"strconv"
+)
+
+// A warm is work upon an image of which everything is here: done twice in one
+// RUN step, so that the kernel knows nothing the first time and all the second.
+// It prints numbers of which each is compared with overlayfs.
+type warm struct {
+	image, name, command string
+	unit                 string // ms, or MB/s
+}
+
+// twice runs a command and prints the milliseconds of the first and of the
+// second time.
+func twice(command string) string {
+	once := func(n string) string {
+		return `t=$(date +%s%N); ` + command + `; echo "MEASURED ` + n + ` $(( ($(date +%s%N) - t) / 1000 ))"; `
+	}
+	return once("first") + once("second")
+}
+
+// fio reads the large file after the kernel has seen it, and prints kB/s.
+func fio(mode, size string) string {
+	return `cat /large >/dev/null; for n in first second; do echo "MEASURED $n $(fio --name=x --filename=/large --readonly --invalidate=0 --rw=` +
+		mode + ` --bs=` + size + ` --runtime=5 --time_based --output-format=terse | cut -d';' -f7)"; done`
+}
+
+var warms = []warm{
+	{"demo", "`find / -printf '%s %m\\n'`", twice(`find / -xdev -printf '%s %m\n' >/dev/null`), "ms"},
+	{"demo", "`tar` of /usr", twice(`tar -C / -cf - usr | wc -c >/dev/null`), "ms"},
+	{"demo", "python imports pandas, flask", twice(`python3 -c 'import pandas, flask'`), "ms"},
+	{"large", "fio, sequential, 1 MiB", fio("read", "1M"), "MB/s"},
+	{"large", "fio, random, 4 KiB", fio("randread", "4k"), "MB/s"},
+}
+
+// times are the measurements of a warm: by its index, first or second, by run.
+type times map[int]map[string][]float64
+
+// warmBuilds has both daemons fetch everything, and then compares what it costs
+// to read it.
+func warmBuilds(ctx context.Context, c *config, r *registry) error {
+	plain, ours := times{}, times{}
+	for run := range c.runs {
+		log.Printf("run %d of %d, what is here already", run+1, c.runs)
+		if err := measureWarm(ctx, c, r, eager, "gzip", plain); err != nil {
+			return err
+		}
+		if err := measureWarm(ctx, c, r, ourLazy, "plain", ours); err != nil {
+			return err
+		}
+	}
+	fmt.Print(warmTable(plain, ours))
+	fmt.Printf("\nMedians of %d runs; %s.\n", c.runs, machine())
+	return nil
+}
+
+func measureWarm(ctx context.Context, c *config, r *registry, who puller, tag string, into times) (err error) {
+	d, err := startPuller(ctx, c, who)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.discard()) }()
+	for _, image := range []string{"demo", "large"} {
+		if _, err := d.run(ctx, r.ref(image, tag), readAll); err != nil {
+			return err
+		}
+	}
+	for i, w := range warms {
+		if err := dropCaches(); err != nil {
+			return err
+		}
+		out, err := d.run(ctx, r.ref(w.image, tag), w.command)
+		if err != nil {
+			return err
+		}
+		if into[i] == nil {
+			into[i] = map[string][]float64{}
+		}
+		for _, m := range measured.FindAllStringSubmatch(out, -1) {
+			value, err := strconv.ParseFloat(m[2], 64)
+			if err != nil {
+				return err
+			}
+			into[i][m[1]] = append(into[i][m[1]], value/1000)
+		}
+		if len(into[i]) != 2 {
+			return fmt.Errorf("%s: two measurements are missing in\n%s", w.name, out)
+		}
+	}
+	return nil
+}
+
+// measured is a line of output, not of the command that the progress shows.
+var measured = regexp.MustCompile(`(?m)^#\d+ [\d.]+ MEASURED (first|second) (\d+)`)
+
+func middle(values []float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
+}
