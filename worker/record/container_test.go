@@ -29,14 +29,17 @@ import (
 // A sandbox runs processes by BuildKit's executor over runc, in a root
 // filesystem of two layers and an upper directory.
 type sandbox struct {
-	t     *testing.T
-	inner executor.Executor
-	lower string // the topmost layer
-	base  string
-	upper string
-	work  string
-	out   string // where the profile goes
-	plain bool   // without a marker
+	t      *testing.T
+	inner  executor.Executor
+	lower  string // the topmost layer
+	base   string
+	layers []string // between them
+	upper  string
+	work   string
+	merged string // where the root filesystem is mounted while somebody uses it
+	users  int    // of that mount
+	out    string // where the profile goes
+	plain  bool   // without a marker
 	// bindRoot makes a layer the root filesystem by a bind mount.
 	bindRoot bool
 	binds    []executor.Mount
@@ -49,6 +52,11 @@ type sandbox struct {
 // skips without root, and checks at the end that nothing is left.
 func newSandbox(t *testing.T) *sandbox {
 	t.Helper()
+	return newSandboxAt(t, t.TempDir())
+}
+
+func newSandboxAt(t *testing.T, dir string) *sandbox {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: runc, overlay mounts and fanotify")
 	}
@@ -57,9 +65,8 @@ func newSandbox(t *testing.T) *sandbox {
 			t.Skip("needs " + command)
 		}
 	}
-	dir := t.TempDir()
-	s := &sandbox{t: t, base: dir + "/base", lower: dir + "/lower", upper: dir + "/upper", work: dir + "/work", out: dir + "/out"}
-	for _, d := range []string{s.upper, s.work, s.out, s.base + "/bin", s.base + "/etc", s.base + "/data", s.base + "/tmp", s.base + "/proc", s.lower + "/data"} {
+	s := &sandbox{t: t, base: dir + "/1/fs", lower: dir + "/2/fs", upper: dir + "/3/fs", work: dir + "/3/work", merged: dir + "/merged", out: dir + "/out"}
+	for _, d := range []string{s.upper, s.work, s.merged, s.out, s.base + "/bin", s.base + "/etc", s.base + "/data", s.base + "/tmp", s.base + "/proc", s.lower + "/data"} {
 		check(t, os.MkdirAll(d, 0o755))
 	}
 	check(t, os.Chmod(s.base+"/tmp", 0o1777))
@@ -76,28 +83,23 @@ func newSandbox(t *testing.T) *sandbox {
 	s.inner, err = runcexecutor.New(runcexecutor.Opt{Root: dir + "/executor", ProcessMode: oci.ProcessSandbox, ResourceMonitor: monitor},
 		map[pb.NetMode]network.Provider{pb.NetMode_NONE: network.NewNoneProvider()})
 	check(t, err)
-	before := mountpointsBelow(t)
 	t.Cleanup(func() {
-		if after := mountpointsBelow(t); !slices.Equal(before, after) {
-			t.Errorf("mounts were %q and are %q", before, after)
+		if left := mountpointsBelow(t, dir); len(left) > 0 {
+			t.Errorf("left mounted: %q", left)
 		}
 	})
 	return s
 }
 
-func mountpointsBelow(t *testing.T) []string {
+func mountpointsBelow(t *testing.T, dir string) []string {
 	t.Helper()
-	infos, err := mountinfo.GetMounts(nil)
+	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	check(t, err)
 	var points []string
 	for _, info := range infos {
-		if strings.Contains(info.Mountpoint, "buildkitd-esgz") || strings.Contains(info.Mountpoint, filepath.Base(os.TempDir())+"/"+t.Name()) {
-			points = append(points, info.Mountpoint)
-		}
+		points = append(points, info.Mountpoint)
 	}
-	left, err := filepath.Glob(os.TempDir() + "/buildkitd-esgz-*")
-	check(t, err)
-	return append(points, left...)
+	return points
 }
 
 // file writes a file of the lower layer, and link a symlink.
@@ -111,7 +113,8 @@ func (s *sandbox) file(name, content string) {
 	check(s.t, os.WriteFile(dir+name, []byte(content), 0o644))
 }
 
-// mounts makes the sandbox the Mountable of the root filesystem.
+// Mount makes the sandbox the Mountable of the root filesystem. As BuildKit does
+// it, the overlay is mounted once, and who asks gets a bind mount.
 func (s *sandbox) Mount(context.Context, bool) (executor.MountableRef, error) { return overlay{s}, nil }
 
 type overlay struct{ s *sandbox }
@@ -120,9 +123,25 @@ func (o overlay) Mount() ([]mount.Mount, func() error, error) {
 	if o.s.bindRoot {
 		return b2{bind(o.s.base)}.Mount()
 	}
-	options := []string{"lowerdir=" + o.s.lower + ":" + o.s.base, "upperdir=" + o.s.upper, "workdir=" + o.s.work, "index=off"}
-	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: options}}, released, nil
+	if o.s.users == 0 {
+		layers := strings.Join(slices.Concat([]string{o.s.lower}, o.s.layers, []string{o.s.base}), ":")
+		options := []string{"lowerdir=" + layers, "upperdir=" + o.s.upper, "workdir=" + o.s.work, "index=off"}
+		if err := mount.All([]mount.Mount{{Type: "overlay", Source: "overlay", Options: options}}, o.s.merged); err != nil {
+			return nil, nil, err
+		}
+	}
+	o.s.users++
+	mounts, _, err := b2{bind(o.s.merged)}.Mount()
+	return mounts, o.release, err
 }
+
+func (o overlay) release() error {
+	if o.s.users--; o.s.users > 0 {
+		return nil
+	}
+	return mount.Unmount(o.s.merged, 0)
+}
+
 func (o overlay) IdentityMapping() *user.IdentityMapping { return nil }
 
 // bind is a Mountable that is a directory.
@@ -139,13 +158,18 @@ func (b b2) IdentityMapping() *user.IdentityMapping { return nil }
 
 // output is safe for concurrent use, which a container's output needs.
 type output struct {
-	mu sync.Mutex
+	mu    sync.Mutex
+	first func() // called at the first write, unless nil
 	bytes.Buffer
 }
 
 func (o *output) Write(b []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.first != nil {
+		o.first()
+		o.first = nil
+	}
 	return o.Buffer.Write(b)
 }
 func (o *output) Close() error { return nil }

@@ -106,10 +106,10 @@ func (f *files) changed(st unix.Stat_t) bool {
 // answers with that of the layer below.
 const deleted = " (deleted)"
 
-// profile returns the files that the image had. Files that the process made are
-// left out: their names may be random, and the same reads are to make the same
-// profile.
-func (f *files) profile(im *image, touches *touches) *profile.Profile {
+// profile returns the files that the image had, read in the root filesystem that
+// is at root. Files that the process made are left out: their names may be
+// random, and the same reads are to make the same profile.
+func (f *files) profile(root int, im *image, touches *touches) *profile.Profile {
 	p := &profile.Profile{}
 	for path, seen := range f.seen {
 		file := profile.File{Path: path, Size: seen.size}
@@ -124,9 +124,33 @@ func (f *files) profile(im *image, touches *touches) *profile.Profile {
 				continue
 			}
 			file.Size = st.Size
-			file.Ranges = touches.ranges(st)
+			if touches.knows(st) && !written(root, file.Path, st) {
+				file.Ranges = rangesOf(im, file.Path, st, touches)
+			}
 		}
 		p.Files = append(p.Files, file)
 	}
 	return profile.Merge(p)
+}
+
+// written tells whether the root filesystem has something else at path than the
+// image. The overlay copies a file to write to it, all of it at once, and reads
+// are then of the copy.
+func written(root int, path string, st unix.Stat_t) bool {
+	now, ok := (&image{[]int{root}}).find(path)
+	return !ok || now.Ctim != st.Ctim
+}
+
+func rangesOf(im *image, path string, st unix.Stat_t, touches *touches) []profile.Range {
+	if touches.huge {
+		fd, ok := im.open(path, unix.O_RDONLY)
+		if !ok {
+			return nil
+		}
+		defer unix.Close(fd)
+		if err := touches.addHuge(fd, st); err != nil {
+			return nil
+		}
+	}
+	return touches.ranges(st)
 }

@@ -31,7 +31,7 @@ func TestProfileOfImage(t *testing.T) {
 		"link/passwd":        {changed: true},
 		"../../etc/passwd":   {changed: true},
 	}}
-	p := f.profile(im, nil)
+	p := f.profile(-1, im, nil)
 	var got []string
 	for _, f := range p.Files {
 		got = append(got, f.Path)

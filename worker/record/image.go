@@ -30,37 +30,46 @@ func (im *image) close() {
 	}
 }
 
-// find returns what the topmost layer with path has there. A path has no
-// symlinks, as the kernel told it: one in a layer is a file of that layer, and
-// following it could lead to the host.
-func (im *image) find(path string) (unix.Stat_t, bool) {
+// open opens what the topmost layer with path has there. A path has no symlinks,
+// as the kernel told it: one in a layer is a file of that layer, and following
+// it could lead to the host.
+func (im *image) open(path string, flags uint64) (fd int, ok bool) {
 	how := unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Flags:   flags | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
 	}
-	var st unix.Stat_t
 	for _, layer := range im.layers {
-		fd, err := unix.Openat2(layer, path, &how)
-		if err != nil {
-			continue
-		}
-		err = unix.Fstat(fd, &st)
-		unix.Close(fd)
-		if err == nil {
-			return st, st.Mode&unix.S_IFMT == unix.S_IFREG
+		if fd, err := unix.Openat2(layer, path, &how); err == nil {
+			return fd, true
 		}
 	}
-	return st, false
+	return -1, false
 }
 
-// devices returns the filesystems of the layers whose files have pages of their
-// own. A FUSE filesystem may pass reads through to files elsewhere.
+// find tells of the regular file at path.
+func (im *image) find(path string) (st unix.Stat_t, ok bool) {
+	fd, ok := im.open(path, unix.O_PATH)
+	if !ok {
+		return st, false
+	}
+	defer unix.Close(fd)
+	err := unix.Fstat(fd, &st)
+	return st, err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
+}
+
+// devices returns the filesystems of the layers whose files are read through
+// the page cache in a way that the tracepoints know. On others (tmpfs, ZFS) they
+// tell nothing, or (btrfs) name another device than stat(2) does, or (FUSE,
+// overlay) reads may be passed through to files elsewhere.
 func (im *image) devices() []uint32 {
 	var devices []uint32
 	for _, fd := range im.layers {
 		var st unix.Stat_t
 		var fs unix.Statfs_t
-		if unix.Fstat(fd, &st) != nil || unix.Fstatfs(fd, &fs) != nil || fs.Type == unix.FUSE_SUPER_MAGIC {
+		if unix.Fstat(fd, &st) != nil || unix.Fstatfs(fd, &fs) != nil {
+			continue
+		}
+		if fs.Type != unix.EXT4_SUPER_MAGIC && fs.Type != unix.XFS_SUPER_MAGIC {
 			continue
 		}
 		if device := kernelDevice(st.Dev); !slices.Contains(devices, device) {

@@ -153,12 +153,6 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-func TestSplitLowers(t *testing.T) {
-	if got := splitLowers(`/a:/b\:c:/d\\e`); !slices.Equal(got, []string{"/a", "/b:c", `/d\e`}) {
-		t.Errorf("%q", got)
-	}
-}
-
 func TestParseFormat(t *testing.T) {
 	const format = `name: mm_filemap_map_pages
 ID: 598
@@ -173,11 +167,11 @@ format:
 
 print fmt: "dev=%d:%d"
 `
-	p := tracepoint{last: "last_index", around: true}
+	p := tracepoint{fields: [4]string{"s_dev", "i_ino", "index", "last_index"}, behind: 5}
 	check(t, p.parseFormat(format))
 	raw := make([]byte, 40)
 	raw[8], raw[16], raw[24], raw[32] = 1, 2, 30, 34
-	if of, first, last := p.pages(raw); of != (inode{2, 1}) || first != 32 || last != 32 {
+	if of, first, last := p.pages(raw); of != (inode{2, 1}) || first != 25 || last != 34 {
 		t.Errorf("%v %d-%d", of, first, last)
 	}
 	if of, first, last := p.pages(raw[:20]); of != (inode{2, 1}) || first != 0 || last != 0 {

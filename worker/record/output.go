@@ -14,13 +14,15 @@ import (
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
 	"github.com/moby/buildkit/executor"
+	"github.com/moby/buildkit/snapshot"
 )
 
 // A Summary tells how a recording went.
 type Summary struct {
 	// End is what ended it.
 	End End `json:"end"`
-	// Reason says why the process was not started or not recorded.
+	// Reason says why the process was not started, not recorded, or stopped for
+	// what it did.
 	Reason string `json:"reason,omitempty"`
 	// ExitCode is that of the process, if it exited by itself.
 	ExitCode int `json:"exitCode"`
@@ -49,6 +51,9 @@ func (s Summary) String() string {
 	if s.Overflow || s.Lost > 0 {
 		line += "; events were lost, the profile is incomplete"
 	}
+	if !s.Ranges && s.Files > 0 {
+		line += "; large files count as read whole"
+	}
 	return line
 }
 
@@ -62,11 +67,17 @@ func (s *Summary) count(p *profile.Profile) {
 
 // write writes profile and summary into the output.
 func write(ctx context.Context, output executor.Mountable, p *profile.Profile, s Summary) (err error) {
-	m, err := mountHere(ctx, output)
+	ref, err := output.Mount(ctx, false)
 	if err != nil {
 		return fmt.Errorf("record: output: %w", err)
 	}
-	defer func() { err = errors.Join(err, m.close()) }()
+	// A layer of its own is a plain directory, which needs no mount.
+	m := snapshot.LocalMounter(ref)
+	dir, err := m.Mount()
+	if err != nil {
+		return fmt.Errorf("record: output: %w", err)
+	}
+	defer func() { err = errors.Join(err, m.Unmount()) }()
 	encoded, err := p.Encode()
 	if err != nil {
 		return fmt.Errorf("record: %w", err)
@@ -75,10 +86,10 @@ func write(ctx context.Context, output executor.Mountable, p *profile.Profile, s
 	if err != nil {
 		return fmt.Errorf("record: summary: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(m.dir, ProfileFile), encoded, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, ProfileFile), encoded, 0o644); err != nil {
 		return fmt.Errorf("record: output: %w", err)
 	}
-	return os.WriteFile(filepath.Join(m.dir, SummaryFile), append(summary, '\n'), 0o644)
+	return os.WriteFile(filepath.Join(dir, SummaryFile), append(summary, '\n'), 0o644)
 }
 
 // A tap passes output on, looks for a line that matches and keeps the end of

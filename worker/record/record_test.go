@@ -113,6 +113,28 @@ func TestNoTrace(t *testing.T) {
 	}
 }
 
+// A daemon that is killed while it records has nothing mounted but what BuildKit
+// has, which unmounts it at its next start, and no file of its own.
+func TestNothingToLeaveBehind(t *testing.T) {
+	temp := t.TempDir()
+	s := newSandbox(t)
+	t.Setenv("TMPDIR", temp)
+	var during []string
+	s.stdout.first = func() {
+		var err error
+		if during, err = mountpoints(s.merged); err != nil {
+			t.Error(err)
+		}
+		if entries, err := os.ReadDir(temp); err != nil || len(entries) > 0 {
+			t.Errorf("temporary files: %v, %v", entries, err)
+		}
+	}
+	s.record(Options{}, "sh", "-c", "echo; sleep 0.1")
+	if len(during) != 2 || during[0] != s.merged || filepath.Base(during[1]) != "rootfs" {
+		t.Errorf("mounted while recording: %q, want %s and the container's root", during, s.merged)
+	}
+}
+
 func TestStep(t *testing.T) {
 	s := newSandbox(t)
 	s.dataFiles()
@@ -189,9 +211,9 @@ func TestOverflow(t *testing.T) {
 	for n := range 100 {
 		s.file(fmt.Sprintf("/data/%d", n), "x")
 	}
-	root, err := mountHere(t.Context(), s)
+	root, err := openRootfs(t.Context(), s)
 	check(t, err)
-	defer root.close()
+	defer root.close(t.Context())
 	before, err := os.ReadFile(limit)
 	check(t, err)
 	check(t, os.WriteFile(limit, []byte("10"), 0o644))
@@ -214,10 +236,10 @@ func TestNoOverlay(t *testing.T) {
 	s.bindRoot = true
 	check(t, s.run(Options{}, "cat", "/etc/passwd"))
 	p, sum := s.result()
-	if len(p.Files) != 0 || !strings.Contains(sum.Reason, "bind mount") || !strings.Contains(s.stdout.String(), "app") {
+	if len(p.Files) != 0 || !strings.Contains(sum.Reason, "plain directory") || !strings.Contains(s.stdout.String(), "app") {
 		t.Errorf("%+v, %+v, %q", p, sum, s.stdout.String())
 	}
-	if err := s.run(Options{IgnoreExit: true}, "cat", "/etc/passwd"); err == nil || !strings.Contains(err.Error(), "bind mount") {
+	if err := s.run(Options{IgnoreExit: true}, "cat", "/etc/passwd"); err == nil || !strings.Contains(err.Error(), "plain directory") {
 		t.Errorf("%v", err)
 	}
 }

@@ -17,6 +17,7 @@ const (
 	EndPeriod End = "period" // Options.Period was over
 	EndIdle   End = "idle"   // no new file for Options.Idle
 	EndReady  End = "ready"  // the output matched Options.Ready
+	EndDisk   End = "disk"   // what the process wrote left too little of the disk
 	EndStart  End = "start"  // the process could not be started
 )
 
@@ -26,6 +27,9 @@ const (
 func (o Options) wait(w *watch, outer <-chan syscall.Signal, signals chan<- syscall.Signal, ready, exited <-chan struct{}) End {
 	var period, idle <-chan time.Time
 	seen := w.seen
+	disk := openDisk(w.root)
+	looks := time.NewTicker(diskTime)
+	defer looks.Stop()
 	for {
 		select {
 		case <-seen:
@@ -41,6 +45,10 @@ func (o Options) wait(w *watch, outer <-chan syscall.Signal, signals chan<- sysc
 			return EndExit
 		case <-ready:
 			return EndReady
+		case <-looks.C:
+			if disk.low() {
+				return EndDisk
+			}
 		case <-period:
 			return EndPeriod
 		case <-idle:

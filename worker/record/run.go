@@ -26,18 +26,12 @@ type run struct {
 	points  []tracepoint
 }
 
-func (r run) record(ctx context.Context, root executor.Mount, output executor.Mountable, started chan<- struct{}) (_ resourcestypes.Recorder, err error) {
-	here, err := mountHere(ctx, root.Src)
+func (r run) record(ctx context.Context, root executor.Mount, output executor.Mountable, started chan<- struct{}) (resourcestypes.Recorder, error) {
+	here, err := openRootfs(ctx, root.Src)
 	if err != nil {
 		return nil, fmt.Errorf("record: root filesystem: %w", err)
 	}
-	defer func() {
-		if failed := here.close(); failed != nil {
-			err = errors.Join(err, fmt.Errorf("record: root filesystem: %w", failed))
-		}
-	}()
-	root.Src = here
-
+	defer here.close(ctx)
 	w, err := openWatch(here, unlimited, r.points)
 	if err != nil {
 		return r.unrecorded(ctx, root, output, started, err)
@@ -54,7 +48,7 @@ func (r run) record(ctx context.Context, root executor.Mount, output executor.Mo
 	}
 	s.Seconds = time.Since(begin).Seconds()
 	p := &profile.Profile{}
-	if s.Reason == "" {
+	if w.err == nil && s.End != EndStart {
 		p = w.profile()
 	}
 	s.count(p)
@@ -103,7 +97,11 @@ func (r run) workload(ctx context.Context, w *watch, root executor.Mount, starte
 	end := r.opts.wait(w, outer, signals, ready, p.exited)
 	s := w.stop()
 	if end != EndExit {
-		stop(int(w.init.Load()), r.opts.Grace, signals, p.exited, cancel)
+		grace := r.opts.Grace
+		if end == EndDisk {
+			grace = 0
+		}
+		stop(int(w.init.Load()), grace, signals, p.exited, cancel)
 	}
 	<-p.exited
 	if ctx.Err() != nil && p.err != nil {
@@ -113,6 +111,9 @@ func (r run) workload(ctx context.Context, w *watch, root executor.Mount, starte
 		return p.recorder, s, fmt.Errorf("record: %s", s.Reason)
 	}
 	s.End = end
+	if end == EndDisk {
+		s.Reason = "what it wrote left too little of the builder's disk"
+	}
 	err := s.judge(p.err, stderr.last(), stdout.last())
 	return p.recorder, s, err
 }

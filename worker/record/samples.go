@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -22,6 +23,7 @@ type samples struct {
 	points []tracepoint
 	rings  []ring
 	fds    []int // of all tracepoints on all CPUs
+	cpus   []int
 	self   uint32
 }
 
@@ -37,8 +39,8 @@ func openSamples(points []tracepoint, devices []uint32) (*samples, error) {
 	if len(points) == 0 || len(devices) == 0 {
 		return nil, errors.New("no tracepoints, or no layer with pages of its own")
 	}
-	s := &samples{points: points, self: uint32(os.Getpid())}
 	cpus, err := onlineCPUs()
+	s := &samples{points: points, self: uint32(os.Getpid()), cpus: cpus}
 	for _, cpu := range cpus {
 		if err == nil {
 			err = s.openCPU(cpu, devices)
@@ -88,6 +90,7 @@ func (p *tracepoint) open(cpu int) (int, error) {
 		Config:      p.id,
 		Sample:      1,
 		Sample_type: unix.PERF_SAMPLE_TID | unix.PERF_SAMPLE_RAW,
+		Read_format: unix.PERF_FORMAT_LOST,
 		Bits:        unix.PerfBitDisabled | unix.PerfBitWatermark,
 		Wakeup:      ringSize / 4,
 	}
@@ -113,6 +116,24 @@ func (s *samples) close() {
 	for _, fd := range s.fds {
 		unix.Close(fd)
 	}
+}
+
+// lost tells whether samples are missing: a ring was full, or a CPU that has no
+// ring was there for a time. The rings themselves tell of a loss only with the
+// next sample, which need not come.
+func (s *samples) lost() bool {
+	cpus, err := onlineCPUs()
+	if err != nil || !slices.Equal(cpus, s.cpus) {
+		return true
+	}
+	var counters [16]byte // how often, and how often without a sample
+	for _, fd := range s.fds {
+		n, err := unix.Read(fd, counters[:])
+		if err != nil || n != len(counters) || binary.NativeEndian.Uint64(counters[8:]) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // drain moves what the rings hold to t.
@@ -151,11 +172,7 @@ func (r ring) record(at uint64) []byte {
 // number, 2 bytes.
 func (s *samples) take(record []byte, t *touches) {
 	const sample = 20
-	switch kind := binary.NativeEndian.Uint32(record); {
-	case kind == unix.PERF_RECORD_LOST:
-		t.lost = true
-		return
-	case kind != unix.PERF_RECORD_SAMPLE || len(record) < sample+2:
+	if binary.NativeEndian.Uint32(record) != unix.PERF_RECORD_SAMPLE || len(record) < sample+2 {
 		return
 	}
 	if binary.NativeEndian.Uint32(record[8:]) == s.self {

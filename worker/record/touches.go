@@ -12,8 +12,9 @@ import (
 const (
 	// block is the unit of ranges, in bytes: eStargz's chunks have this size by
 	// default, and less than a chunk cannot be fetched. It also keeps profiles
-	// alike: what a page fault maps around it differs from run to run, by up
-	// to 64 KiB, and few files are read so close to the end of a block only.
+	// alike: what is told of a read or a page fault goes beyond it by up to
+	// 124 KiB, not always the same, and few files are read so close to the
+	// border of a block only.
 	block = 4 << 20
 	// largeFile is the size from which on ranges are recorded. Up to a block
 	// there is nothing to tell apart.
@@ -25,7 +26,10 @@ const (
 // nearly all, cost nothing.
 type touches struct {
 	blocks map[inode]map[int64]struct{}
-	lost   bool
+	// lost says that the blocks are not all that were touched.
+	lost bool
+	// huge says that some file was mapped by huge pages meanwhile.
+	huge bool
 	// devices are those whose files are watched.
 	devices []uint32
 	shift   int // from the index of a page to that of its block
@@ -35,6 +39,8 @@ type inode struct {
 	device uint32 // as the kernel has it, see kernelDevice
 	number uint64
 }
+
+func inodeOf(st unix.Stat_t) inode { return inode{kernelDevice(st.Dev), st.Ino} }
 
 // kernelDevice returns a device of stat(2) in the kernel's own encoding.
 func kernelDevice(dev uint64) uint32 {
@@ -61,12 +67,17 @@ func (t *touches) add(of inode, first, last uint64) {
 	}
 }
 
+// knows tells whether ranges of a file can be told.
+func (t *touches) knows(st unix.Stat_t) bool {
+	return t != nil && !t.lost && st.Size >= largeFile && slices.Contains(t.devices, kernelDevice(st.Dev))
+}
+
 // ranges returns what was touched of a file, none if that is all or unknown.
 func (t *touches) ranges(st unix.Stat_t) []profile.Range {
-	if t == nil || t.lost || st.Size < largeFile || !slices.Contains(t.devices, kernelDevice(st.Dev)) {
+	if !t.knows(st) {
 		return nil
 	}
-	touched := t.blocks[inode{kernelDevice(st.Dev), st.Ino}]
+	touched := t.blocks[inodeOf(st)]
 	var ranges []profile.Range
 	for start := int64(0); start < st.Size; start += block {
 		if _, ok := touched[start/block]; !ok && start > 0 {

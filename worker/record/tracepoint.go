@@ -2,7 +2,6 @@ package record
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,57 +9,65 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/containerd/containerd/v2/core/mount"
 	"golang.org/x/sys/unix"
 )
 
-// A tracepoint tells of pages of a file.
+// A tracepoint tells of a part of a file.
 type tracepoint struct {
 	name string
 	id   uint64
-	last string // the field with the last page; the first is index
-	// around says that the pages lie around the one that was touched, which is
-	// not told.
-	around bool
+	// fields are the names of the inode's device and number, and of the first
+	// page and the last. If length is set, they are an offset and a length, in
+	// bytes.
+	fields [4]string
+	length bool
+	// behind is how many pages before the first may have been touched as well.
+	behind uint64
 
-	number, device, first, end field
+	device, number, first, last field
 }
 
 // A field is an integer in a sample.
 type field struct{ offset, size int }
 
+// batchPages is how many pages a read may have taken before those it tells of:
+// the kernel takes up to 31 at a time, and where the last of them is still on
+// its way from the disk it hands out the others without a word.
+const batchPages = 31
+
 func tracepoints() []tracepoint {
 	return []tracepoint{
-		{name: "mm_filemap_get_pages", last: "last_index"},
-		{name: "mm_filemap_map_pages", last: "last_index", around: true},
-		{name: "mm_filemap_fault", last: "index"},
+		{name: "filemap/mm_filemap_get_pages", fields: [4]string{"s_dev", "i_ino", "index", "last_index"}, behind: batchPages},
+		{name: "filemap/mm_filemap_map_pages", fields: [4]string{"s_dev", "i_ino", "index", "last_index"}},
+		{name: "filemap/mm_filemap_fault", fields: [4]string{"s_dev", "i_ino", "index", "index"}},
+		{name: "iomap/iomap_dio_rw_begin", fields: [4]string{"dev", "ino", "pos", "count"}, length: true},
 	}
 }
 
-// findTracepoints asks tracefs for the numbers and layouts, and mounts it for
-// that moment where it is not.
+// findTracepoints asks tracefs for the numbers and layouts, through a mount of
+// its own that has no place in the file tree: it may be mounted nowhere.
 func findTracepoints() ([]tracepoint, error) {
-	points := tracepoints()
-	err := readTracepoints("/sys/kernel/tracing", points)
-	if !errors.Is(err, os.ErrNotExist) {
-		return points, err
-	}
-	dir, err := os.MkdirTemp("", "buildkitd-esgz-tracefs")
+	fs, err := unix.Fsopen("tracefs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(dir)
-	if err := unix.Mount("tracefs", dir, "tracefs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return nil, fmt.Errorf("tracefs: %w", err)
 	}
-	defer mount.UnmountAll(dir, unix.MNT_DETACH)
-	return points, readTracepoints(dir, points)
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return nil, fmt.Errorf("tracefs: %w", err)
+	}
+	dir, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("tracefs: %w", err)
+	}
+	defer unix.Close(dir)
+	points := tracepoints()
+	return points, readTracepoints(fmt.Sprintf("/proc/self/fd/%d", dir), points)
 }
 
 // keepTracepoints finds the tracepoints and holds each open with an event that
 // is never enabled: to let go of a tracepoint's last event takes the kernel some
 // 40 ms, which would be added to every recorded step. It returns none where
-// there are none. They stay open as long as the daemon runs.
+// one is missing. They stay open as long as the daemon runs.
 func keepTracepoints() []tracepoint {
 	points, err := findTracepoints()
 	if err != nil {
@@ -77,7 +84,7 @@ func keepTracepoints() []tracepoint {
 func readTracepoints(tracefs string, points []tracepoint) error {
 	for i := range points {
 		p := &points[i]
-		dir := filepath.Join(tracefs, "events", "filemap", p.name)
+		dir := filepath.Join(tracefs, "events", p.name)
 		id, err := os.ReadFile(filepath.Join(dir, "id"))
 		if err != nil {
 			return err
@@ -107,41 +114,39 @@ func (p *tracepoint) parseFormat(format string) error {
 		}
 		fields[m[1]] = field{offset, int(m[3][0] - '0')}
 	}
-	for name, to := range map[string]*field{"i_ino": &p.number, "s_dev": &p.device, "index": &p.first, p.last: &p.end} {
+	for i, to := range []*field{&p.device, &p.number, &p.first, &p.last} {
 		var ok bool
-		if *to, ok = fields[name]; !ok {
-			return fmt.Errorf("no field %s", name)
+		if *to, ok = fields[p.fields[i]]; !ok {
+			return fmt.Errorf("no field %s", p.fields[i])
 		}
 	}
-	// A map has one place for the same name twice.
-	p.first = fields["index"]
 	return nil
 }
 
-// filter keeps the samples of other filesystems, and of the first block of a
-// file, in the kernel.
+// filter keeps the samples of other filesystems, and most of those of the first
+// block of a file, in the kernel.
 func (p *tracepoint) filter(devices []uint32) string {
 	var anyOf []string
 	for _, d := range devices {
-		anyOf = append(anyOf, fmt.Sprintf("s_dev == %d", d))
+		anyOf = append(anyOf, fmt.Sprintf("%s == %d", p.fields[0], d))
 	}
-	return fmt.Sprintf("%s >= %d && (%s)", p.last, block/os.Getpagesize(), strings.Join(anyOf, " || "))
+	filter := "(" + strings.Join(anyOf, " || ") + ")"
+	if p.length {
+		return filter
+	}
+	return fmt.Sprintf("%s >= %d && %s", p.fields[3], block/os.Getpagesize(), filter)
 }
 
 // pages returns what a sample tells.
 func (p *tracepoint) pages(raw []byte) (of inode, first, last uint64) {
 	of = inode{uint32(p.device.in(raw)), p.number.in(raw)}
-	first, last = p.first.in(raw), p.end.in(raw)
-	// The page in the middle is as good as any, and keeps to one block.
-	if p.around && last-first < aroundPages {
-		first += (last - first) / 2
-		last = first
+	first, last = p.first.in(raw), p.last.in(raw)
+	if p.length {
+		page := uint64(os.Getpagesize())
+		first, last = first/page, (first+max(last, 1)-1)/page
 	}
-	return of, first, last
+	return of, first - min(first, p.behind), last
 }
-
-// aroundPages is the kernel's default for what a fault maps around it: 64 KiB.
-const aroundPages = 16
 
 // in returns the value of a field of a sample, zero if the sample has no such
 // place.

@@ -7,19 +7,20 @@ import (
 	"time"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
 // A watch collects what is read of a mounted root filesystem. Until begin, the
 // kernel keeps the events; after stop, nothing is added.
 type watch struct {
-	root    *mounted
+	root    int // the mounted root filesystem, opened with O_PATH
+	dir     string
 	events  *events
 	files   *files
 	image   *image
 	samples *samples // nil where ranges cannot be known
 	touches *touches // likewise
+	huge    uint64   // hugeMappings at the start
 
 	wake  int           // an eventfd; written to, it ends collect
 	ended chan struct{} // closed when collect has returned
@@ -33,17 +34,21 @@ type watch struct {
 }
 
 // openWatch marks the superblock. queue is unlimited but for tests.
-func openWatch(root *mounted, queue uint, points []tracepoint) (_ *watch, err error) {
-	if err := root.ownSuperblock(); err != nil {
+func openWatch(root *rootfs, queue uint, points []tracepoint) (_ *watch, err error) {
+	layers, err := root.layers()
+	if err != nil {
 		return nil, err
 	}
-	w := &watch{root: root, wake: -1, ended: make(chan struct{}), seen: make(chan struct{})}
+	w := &watch{root: -1, dir: root.dir, wake: -1, ended: make(chan struct{}), seen: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			w.close()
 		}
 	}()
-	if w.image, err = openImage(root.lowers()); err != nil {
+	if w.root, err = unix.Open(root.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return nil, fmt.Errorf("root filesystem: %w", err)
+	}
+	if w.image, err = openImage(layers); err != nil {
 		return nil, fmt.Errorf("layers: %w", err)
 	}
 	if w.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
@@ -55,11 +60,20 @@ func openWatch(root *mounted, queue uint, points []tracepoint) (_ *watch, err er
 	if w.events, err = openEvents(root.dir, queue); err != nil {
 		return nil, err
 	}
-	devices := w.image.devices()
-	if w.samples, err = openSamples(points, devices); err == nil {
-		w.touches = newTouches(devices)
-	}
+	w.openSamples(points)
 	return w, nil
+}
+
+// openSamples begins to collect ranges, where they can be had.
+func (w *watch) openSamples(points []tracepoint) {
+	devices := w.image.devices()
+	huge, err := hugeMappings()
+	if err != nil {
+		return
+	}
+	if w.samples, err = openSamples(points, devices); err == nil {
+		w.touches, w.huge = newTouches(devices), huge
+	}
 }
 
 func (w *watch) close() {
@@ -78,6 +92,9 @@ func (w *watch) close() {
 	if w.image != nil {
 		w.image.close()
 	}
+	if w.root >= 0 {
+		unix.Close(w.root)
+	}
 }
 
 // begin starts to collect. The runtime has the root filesystem mounted by now.
@@ -90,7 +107,7 @@ func (w *watch) begin() {
 
 // stop takes what was read up to now, ends the watch and tells how it went.
 func (w *watch) stop() Summary {
-	w.events.stop(w.root.dir)
+	w.events.stop(w.dir)
 	one := []byte{1, 0, 0, 0, 0, 0, 0, 0}
 	for {
 		if _, err := unix.Write(w.wake, one); !errors.Is(err, unix.EINTR) {
@@ -98,6 +115,9 @@ func (w *watch) stop() Summary {
 		}
 	}
 	<-w.ended
+	if w.samples != nil {
+		w.completeSamples()
+	}
 	s := Summary{Overflow: w.files.overflow, Lost: w.files.lost, Ranges: w.touches != nil && !w.touches.lost}
 	if w.err != nil {
 		s.Reason = w.err.Error()
@@ -105,13 +125,21 @@ func (w *watch) stop() Summary {
 	return s
 }
 
-// profile returns what was read, after stop.
+// completeSamples finds out what the samples do not tell.
+func (w *watch) completeSamples() {
+	huge, err := hugeMappings()
+	w.touches.huge = huge != w.huge
+	w.touches.lost = w.touches.lost || err != nil || w.samples.lost()
+}
+
+// profile returns what was read, after stop. The root filesystem has to be
+// there still.
 func (w *watch) profile() *profile.Profile {
-	return w.files.profile(w.image, w.touches)
+	return w.files.profile(w.root, w.image, w.touches)
 }
 
 func (w *watch) collect() (err error) {
-	if w.files.elsewhere, err = mountpoints(w.root.dir); err != nil {
+	if w.files.elsewhere, err = mountpoints(w.dir); err != nil {
 		return err
 	}
 	waits := []unix.PollFd{{Fd: int32(w.wake), Events: unix.POLLIN}, {Fd: int32(w.events.fd), Events: unix.POLLIN}}
@@ -167,19 +195,13 @@ func (w *watch) take(e event) {
 
 // mountpoints returns where the filesystem that dir is on is mounted.
 func mountpoints(dir string) ([]string, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
-		return nil, err
-	}
-	infos, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
-		return info.Major != int(unix.Major(st.Dev)) || info.Minor != int(unix.Minor(st.Dev)), false
-	})
+	mounts, err := mountsOf(dir)
 	if err != nil {
 		return nil, err
 	}
 	var dirs []string
-	for _, info := range infos {
-		dirs = append(dirs, info.Mountpoint)
+	for _, m := range mounts {
+		dirs = append(dirs, m.Mountpoint)
 	}
 	return dirs, nil
 }

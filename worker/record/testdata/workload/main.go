@@ -11,6 +11,9 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -21,6 +24,8 @@ func main() {
 	switch os.Args[1] {
 	case "pread":
 		pread(args[0], number(args[1]), number(args[2]))
+	case "direct":
+		direct(args[0], number(args[1]), number(args[2]))
 	case "mmap":
 		mmap(args[0], number(args[1]), number(args[2]))
 	case "walk":
@@ -43,13 +48,30 @@ func pread(name string, offset, size int64) {
 	fail(err)
 }
 
+// direct reads past the page cache.
+func direct(name string, offset, size int64) {
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_DIRECT, 0)
+	fail(err)
+	// A mapping is aligned as the disk wants it.
+	buffer, err := syscall.Mmap(-1, 0, int(size), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANONYMOUS)
+	fail(err)
+	_, err = f.ReadAt(buffer, offset)
+	fail(err)
+}
+
 // mmap touches a byte of each page from offset on.
 func mmap(name string, offset, size int64) {
 	f, err := os.Open(name)
 	fail(err)
 	info, err := f.Stat()
 	fail(err)
-	data, err := syscall.Mmap(int(f.Fd()), 0, int(info.Size()), syscall.PROT_READ, syscall.MAP_PRIVATE)
+	// At an address where huge pages can be mapped as well.
+	const huge = 2 << 20
+	space, err := unix.Mmap(-1, 0, int(info.Size())+huge, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	fail(err)
+	skip := huge - uintptr(unsafe.Pointer(&space[0]))%huge
+	data := space[skip : skip+uintptr(info.Size())]
+	_, err = unix.MmapPtr(int(f.Fd()), 0, unsafe.Pointer(&data[0]), uintptr(len(data)), unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_FIXED)
 	fail(err)
 	var sum byte
 	for at := offset; at < offset+size; at += int64(os.Getpagesize()) {
