@@ -1,0 +1,220 @@
+package blob
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	// patience is how long a turn of low priority waits while others are
+	// served. One that is served may depend on one that waits, so that nobody
+	// must wait forever.
+	patience = time.Second
+
+	// While somebody of a higher priority is served, a connection that is
+	// already there takes so many bytes in such a time: 160 kB/s. The server
+	// should not take it for dead, and again nobody must wait forever.
+	trickleBytes = 16 << 10
+	trickleTime  = 100 * time.Millisecond
+)
+
+// A queue hands out turns at the line's connections. Nobody of a low priority
+// gets one, and who has one pauses, while one of a higher priority waits or
+// runs. Half of the connections is never given to what nobody waits for.
+type queue struct {
+	connections int
+
+	mu      sync.Mutex
+	running [priorities]int
+	waiting []*turn       // in the order in which they came
+	changed chan struct{} // closed when turns come or go; nil if nobody looks
+}
+
+// A turn is the right to one connection, which a stream takes and gives back,
+// time and again.
+type turn struct {
+	queue *queue
+
+	// The queue's lock guards what follows.
+	priority Priority
+	running  bool
+	overdue  bool
+	ready    chan struct{} // closed when it runs; nil unless it waits
+}
+
+// take waits for the turn.
+func (t *turn) take(ctx context.Context) error {
+	ready := t.queue.enter(t)
+	select {
+	case <-ready: // mostly at once, without a timer
+		return nil
+	default:
+	}
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	for {
+		select {
+		case <-ready:
+			return nil
+		case <-late.C:
+			t.queue.insist(t)
+		case <-ctx.Done():
+			t.release()
+			return ctx.Err()
+		}
+	}
+}
+
+// release gives the turn back, or stops waiting for it.
+func (t *turn) release() {
+	q := t.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case t.running:
+		t.running = false
+		q.running[t.priority]--
+	case t.ready != nil:
+		q.waiting = slices.DeleteFunc(q.waiting, func(w *turn) bool { return w == t })
+		t.ready = nil
+	default:
+		return
+	}
+	q.admit()
+}
+
+// raise gives the turn a higher priority, wherever it is.
+func (t *turn) raise(p Priority) {
+	q := t.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if p >= t.priority {
+		return
+	}
+	if t.running {
+		q.running[t.priority]--
+		q.running[p]++
+	}
+	t.priority = p
+	q.admit()
+}
+
+func (t *turn) level() Priority {
+	t.queue.mu.Lock()
+	defer t.queue.mu.Unlock()
+	return t.priority
+}
+
+// yield waits while turns of a higher priority go first, and returns how many
+// bytes may be read then, of n.
+func (t *turn) yield(ctx context.Context, n int) (allowed int, waited bool) {
+	var over <-chan time.Time
+	for {
+		changed := t.queue.above(t)
+		if changed == nil {
+			return n, waited
+		}
+		if waited = true; over == nil {
+			timer := time.NewTimer(trickleTime)
+			defer timer.Stop()
+			over = timer.C
+		}
+		select {
+		case <-changed:
+		case <-over:
+			return min(n, trickleBytes), waited
+		case <-ctx.Done():
+			return n, waited
+		}
+	}
+}
+
+func (q *queue) enter(t *turn) <-chan struct{} {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	ready := make(chan struct{})
+	t.ready, t.overdue = ready, false
+	q.waiting = append(q.waiting, t)
+	q.admit()
+	return ready
+}
+
+func (q *queue) insist(t *turn) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	t.overdue = true
+	q.admit()
+}
+
+// above returns nil unless a turn of a higher priority waits or runs, and else
+// what is closed at the next change.
+func (q *queue) above(t *turn) <-chan struct{} {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.busyAbove(t.priority) {
+		return nil
+	}
+	if q.changed == nil {
+		q.changed = make(chan struct{})
+	}
+	return q.changed
+}
+
+// admit lets as many run as may, and tells those who look.
+func (q *queue) admit() {
+	for t := q.next(); t != nil; t = q.next() {
+		q.waiting = slices.DeleteFunc(q.waiting, func(w *turn) bool { return w == t })
+		q.running[t.priority]++
+		t.running = true
+		close(t.ready)
+		t.ready = nil
+	}
+	if q.changed != nil {
+		close(q.changed)
+		q.changed = nil
+	}
+}
+
+// next is the first of the highest priority that may run.
+func (q *queue) next() *turn {
+	var best *turn
+	for _, t := range q.waiting {
+		if q.admissible(t) && (best == nil || t.priority < best.priority) {
+			best = t
+		}
+	}
+	return best
+}
+
+func (q *queue) admissible(t *turn) bool {
+	low := q.running[Prefetch] + q.running[Background]
+	switch {
+	case q.running[Wanted]+low >= q.connections:
+		return false
+	case t.priority == Wanted:
+		return true
+	case low >= q.connections/2:
+		return false
+	}
+	return t.overdue || !q.busyAbove(t.priority)
+}
+
+func (q *queue) busyAbove(p Priority) bool {
+	for higher := range p {
+		if q.running[higher] > 0 {
+			return true
+		}
+	}
+	return slices.ContainsFunc(q.waiting, func(t *turn) bool { return t.priority < p })
+}
+
+func (q *queue) counts() (running, waiting [priorities]int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, t := range q.waiting {
+		waiting[t.priority]++
+	}
+	return q.running, waiting
+}

@@ -1,0 +1,156 @@
+package blob
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+)
+
+// keepSpool is how long a whole blob is kept after its last reader.
+const keepSpool = time.Minute
+
+// A spool has all of a blob whose server sends it whole or not at all. Such a
+// blob is downloaded once, by the first who wants something of it, instead of
+// once for each range. The file has no name, so that nothing is left of it.
+type spool struct {
+	dir string
+
+	mu       sync.Mutex
+	file     *os.File // nil until something was written
+	have     int64    // bytes from the start
+	complete bool
+	host     *host // that sent it
+	readers  int
+	idle     *time.Timer // drops it
+	filler   *turn       // of the stream that fills it; nil if none does
+	filled   chan struct{}
+}
+
+// reply reads from the spool if it is complete, and waits if it is being
+// filled. It returns nil if there is none.
+func (s *spool) reply(ctx context.Context, want span, t *turn) (*reply, error) {
+	for {
+		s.mu.Lock()
+		if s.filler == nil {
+			defer s.mu.Unlock()
+			return s.open(want)
+		}
+		filler, filled := s.filler, s.filled
+		s.mu.Unlock()
+		filler.raise(t.level())
+		select {
+		case <-filled:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (s *spool) open(want span) (*reply, error) {
+	if !s.complete {
+		return nil, nil
+	}
+	if want.off == suffix {
+		want.n = min(want.n, s.have)
+		want.off = s.have - want.n
+	}
+	if want.off+want.n > s.have {
+		return nil, fmt.Errorf("asked for %v: %w, the blob has %d bytes", want, errRange, s.have)
+	}
+	s.readers++
+	if s.idle != nil {
+		s.idle.Stop()
+	}
+	body := &spooled{io.NewSectionReader(s.file, want.off, want.n), s}
+	return &reply{ReadCloser: body, at: want, size: s.have, host: s.host, local: true}, nil
+}
+
+// A spooled range is read from the spool.
+type spooled struct {
+	*io.SectionReader
+	spool *spool
+}
+
+func (r *spooled) Close() error {
+	s := r.spool
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.readers--; s.readers == 0 {
+		s.idle = time.AfterFunc(keepSpool, s.dropIdle)
+	}
+	return nil
+}
+
+// begin makes a turn's stream the one that fills the spool, unless there is
+// one.
+func (s *spool) begin(t *turn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.filler != nil || s.complete {
+		return false
+	}
+	s.filler, s.filled = t, make(chan struct{})
+	return true
+}
+
+// fill takes the blob from its start on and returns how much of it is new. If
+// it breaks, the next one's beginning is skipped: to that server ranges mean
+// nothing.
+func (s *spool) fill(h *host, size int64, body io.Reader) (int64, error) {
+	n, err := s.add(body)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.have += n
+	if err == nil && size != unknown && s.have != size {
+		err = &fault{fmt.Sprintf("%d bytes of a blob of %d", s.have, size)}
+		s.clear()
+	}
+	s.complete, s.host = err == nil, h
+	close(s.filled)
+	s.filler = nil
+	return n, err
+}
+
+// add appends to the file what it does not have yet. Only the filler writes.
+func (s *spool) add(body io.Reader) (int64, error) {
+	if s.file == nil {
+		file, err := os.CreateTemp(s.dir, "blob-")
+		if err != nil {
+			return 0, err
+		}
+		os.Remove(file.Name())
+		s.mu.Lock()
+		s.file, s.have = file, 0
+		s.mu.Unlock()
+	}
+	if _, err := io.CopyN(io.Discard, body, s.have); err != nil {
+		return 0, err
+	}
+	return io.Copy(io.NewOffsetWriter(s.file, s.have), body)
+}
+
+// drop forgets the blob, because it is wrong.
+func (s *spool) drop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.complete {
+		s.clear()
+	}
+}
+
+func (s *spool) dropIdle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.complete && s.readers == 0 {
+		s.clear()
+	}
+}
+
+// clear closes the file. Streams that still read it ask the host again.
+func (s *spool) clear() {
+	s.file.Close()
+	s.file, s.have, s.complete = nil, 0, false
+}

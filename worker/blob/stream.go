@@ -1,0 +1,257 @@
+package blob
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"time"
+)
+
+// A Stream hands out a range of a blob, from as many requests as it takes. When
+// one fails, it asks the next host for the rest, and after the last host it
+// waits and begins anew, until it is refused by all of them or the line's
+// deadline has passed without a byte. It then ends with an [*Error].
+//
+// [View.Range] returns it as an io.ReadCloser. Its methods are for one
+// goroutine, but for Raise, which anybody may call.
+type Stream struct {
+	// The context of the Range call, which a reader cannot be given later.
+	ctx  context.Context
+	blob *Blob
+	turn turn
+
+	rest  span   // still to come
+	reply *reply // that is being read; nil between requests
+	host  *host  // that sent the last bytes
+	heard time.Time
+	trial trial
+	err   error // that Read returns from now on
+}
+
+func newStream(ctx context.Context, b *Blob, p Priority, want span) *Stream {
+	return &Stream{ctx: ctx, blob: b, rest: want, turn: turn{queue: &b.line.queue, priority: p}}
+}
+
+// Read waits for a turn and a host if need be.
+func (s *Stream) Read(p []byte) (int, error) {
+	for s.err == nil && len(p) > 0 {
+		if s.rest.n == 0 {
+			s.err = io.EOF
+		} else if s.reply == nil {
+			s.err = s.connect()
+		} else if n, err := s.advance(p); n > 0 {
+			return n, nil
+		} else if err != nil {
+			s.lost(err)
+		}
+	}
+	return 0, s.err
+}
+
+// Close ends the stream. What is under way is lost.
+func (s *Stream) Close() error {
+	s.drop()
+	s.err = io.ErrClosedPipe
+	return nil
+}
+
+// Raise gives the stream a higher priority, when somebody begins to wait for
+// what it brings.
+func (s *Stream) Raise(p Priority) { s.turn.raise(p) }
+
+// Corrupt says that bytes the stream has handed out are wrong. What follows,
+// here and for the blob's next readers, comes from another host; if there is
+// none, past caches and over another connection.
+func (s *Stream) Corrupt() {
+	s.blob.line.counts.corrupt.Add(1)
+	s.blob.spool.drop()
+	if s.host != nil {
+		s.host.suspect()
+		s.blob.roster.failed(s.host)
+	}
+	s.drop()
+}
+
+// advance reads from the reply.
+func (s *Stream) advance(p []byte) (int, error) {
+	n, err := s.pull(p[:min(int64(len(p)), s.reply.at.n)])
+	if n > 0 {
+		s.rest.off, s.rest.n = s.rest.off+int64(n), s.rest.n-int64(n)
+		s.reply.at.n -= int64(n)
+		s.heard, s.trial = time.Now(), trial{}
+	}
+	if s.reply.at.n == 0 {
+		s.drop()
+	} else if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// pull reads from the reply when those who go first let it.
+func (s *Stream) pull(p []byte) (int, error) {
+	if s.reply.local {
+		return s.reply.Read(p)
+	}
+	allowed, waited := s.turn.yield(s.ctx, len(p))
+	s.reply.paused = s.reply.paused || waited
+	return s.reply.Read(p[:allowed])
+}
+
+// drop ends the request, if there is one, and gives the turn back.
+func (s *Stream) drop() {
+	if s.reply != nil {
+		s.reply.Close()
+		s.reply = nil
+	}
+	s.turn.release()
+}
+
+// connect asks one host after another until one answers.
+func (s *Stream) connect() error {
+	for s.reply == nil {
+		if err := s.ctx.Err(); err != nil {
+			return s.fail(err, false)
+		}
+		if ready, err := s.spooled(); ready || err != nil {
+			return err
+		}
+		h := s.blob.roster.pick(s.trial.tried)
+		if h == nil {
+			if err := s.pause(); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := s.turn.take(s.ctx); err != nil {
+			return s.fail(err, false)
+		}
+		s.host, s.heard = h, time.Now()
+		if err := s.ask(); err != nil {
+			s.lost(err)
+		}
+	}
+	return nil
+}
+
+// ask asks the host for what is still to come, or for as much of it as one
+// request may bring.
+func (s *Stream) ask() (err error) {
+	if s.rest.off == suffix {
+		s.reply, err = s.host.tail(s.ctx, s.rest.n, s.stall())
+	} else {
+		want := span{s.rest.off, min(s.rest.n, s.blob.line.piece())}
+		s.reply, err = s.host.get(s.ctx, want, s.stall())
+	}
+	if err != nil {
+		s.reply = nil
+		return err
+	}
+	s.blob.peer.Store(s.host.peer)
+	if s.reply.whole {
+		return s.spool()
+	}
+	if s.rest.off == suffix {
+		s.rest = s.reply.at
+	}
+	return nil
+}
+
+// spool keeps the whole blob that the host sends, which connect then finds.
+func (s *Stream) spool() error {
+	spool := &s.blob.spool
+	if !spool.begin(&s.turn) {
+		s.drop()
+		return nil // somebody else does
+	}
+	n, err := spool.fill(s.host, s.reply.size, pull(s.pull))
+	if n > 0 {
+		s.heard, s.trial = time.Now(), trial{}
+	}
+	s.drop()
+	return err
+}
+
+// spooled takes the range from the blob's spool, if it has one.
+func (s *Stream) spooled() (bool, error) {
+	reply, err := s.blob.spool.reply(s.ctx, s.rest, &s.turn)
+	if err != nil {
+		return false, s.fail(err, true)
+	}
+	if reply == nil {
+		return false, nil
+	}
+	s.reply, s.rest, s.host = reply, reply.at, reply.host
+	return true, nil
+}
+
+type pull func([]byte) (int, error)
+
+func (p pull) Read(b []byte) (int, error) { return p(b) }
+
+// stall is how long the host may say nothing: twice as long after each stall.
+func (s *Stream) stall() time.Duration {
+	o := &s.blob.line.options
+	return min(o.Stall<<min(s.trial.stalls, 10), max(o.Stall, o.Deadline))
+}
+
+// lost ends a request that has failed. The next one goes elsewhere, or waits.
+func (s *Stream) lost(err error) {
+	s.drop()
+	if s.ctx.Err() != nil {
+		return // the context ended it
+	}
+	s.blob.line.counts.retries.Add(1)
+	s.blob.roster.failed(s.host)
+	s.trial.add(s.host.key, err, s.heard)
+}
+
+// pause waits after all hosts have failed, or gives up.
+func (s *Stream) pause() error {
+	t := &s.trial
+	// A source that has no hosts is a failure, so that none means no source.
+	// The second time, hosts have been asked for with fresh credentials.
+	if t.refused() && t.rounds > 0 || len(t.failures) == 0 {
+		return s.fail(cmp.Or(t.last(), errNobody), true)
+	}
+	if !t.refused() {
+		deadline := s.blob.line.options.Deadline
+		left := deadline - time.Since(t.since)
+		if left <= 0 {
+			return s.fail(fmt.Errorf("gave up after %v: %w", deadline, t.last()), false)
+		}
+		if err := s.sleep(min(t.wait(), left)); err != nil {
+			return s.fail(err, false)
+		}
+	}
+	s.blob.roster.refresh()
+	t.next()
+	return nil
+}
+
+// sleep waits, but not longer than until there are newer sources.
+func (s *Stream) sleep(d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.blob.roster.news():
+	case <-s.ctx.Done():
+	}
+	return s.ctx.Err()
+}
+
+// fail makes the error that ends the stream.
+func (s *Stream) fail(err error, refused bool) error {
+	e := &Error{Digest: s.blob.digest, Err: err, refused: refused && s.ctx.Err() == nil}
+	if s.host != nil {
+		e.Host = s.host.host
+	}
+	if s.ctx.Err() == nil {
+		s.blob.line.counts.failures.Add(1)
+	} else if last := s.trial.last(); last != nil {
+		e.Err = fmt.Errorf("%w after: %w", err, last)
+	}
+	return e
+}
