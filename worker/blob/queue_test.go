@@ -1,0 +1,259 @@
+package blob
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A turns is a queue whose turns are taken by goroutines of their own, in a
+// bubble, so that it is known when nothing moves any more.
+type turns struct {
+	t     *testing.T
+	queue queue
+	mu    sync.Mutex
+	order string // the names of turns, as they came to run
+	wg    sync.WaitGroup
+}
+
+func (q *turns) turn(p Priority) *turn { return &turn{queue: &q.queue, priority: p} }
+
+// take lets a turn be taken, and returns when it runs or waits.
+func (q *turns) take(name string, t *turn) *turn {
+	q.wg.Go(func() {
+		if t.take(q.t.Context()) == nil {
+			q.mu.Lock()
+			q.order += name
+			q.mu.Unlock()
+		}
+	})
+	synctest.Wait()
+	return t
+}
+
+func (q *turns) release(t *turn) {
+	t.release()
+	synctest.Wait()
+}
+
+func (q *turns) want(order string) {
+	q.t.Helper()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	require.Equal(q.t, order, q.order)
+}
+
+func inBubble(t *testing.T, connections int, f func(q *turns)) {
+	synctest.Test(t, func(t *testing.T) {
+		q := &turns{t: t, queue: queue{connections: connections}}
+		f(q)
+		q.wg.Wait()
+		running, waiting := q.queue.counts()
+		require.Zero(t, running)
+		require.Zero(t, waiting)
+	})
+}
+
+func TestWantedOvertakes(t *testing.T) {
+	inBubble(t, 2, func(q *turns) {
+		one, two := q.take("1", q.turn(Wanted)), q.take("2", q.turn(Wanted))
+		b := q.take("b", q.turn(Background))
+		p := q.take("p", q.turn(Prefetch))
+		w := q.take("w", q.turn(Wanted))
+		v := q.take("v", q.turn(Wanted))
+		q.want("12")
+		q.release(one)
+		q.want("12w")
+		q.release(two)
+		q.want("12wv")
+		q.release(w)
+		q.want("12wv") // a connection is free, but somebody is still served
+		q.release(v)
+		q.want("12wvp")
+		q.release(p)
+		q.want("12wvpb")
+		q.release(b)
+	})
+}
+
+func TestHalfIsKeptForWanted(t *testing.T) {
+	inBubble(t, 4, func(q *turns) {
+		a, b, c := q.take("a", q.turn(Prefetch)), q.take("b", q.turn(Prefetch)), q.take("c", q.turn(Prefetch))
+		q.want("ab")
+		v, w := q.take("v", q.turn(Wanted)), q.take("w", q.turn(Wanted))
+		q.want("abvw")
+		for _, t := range []*turn{v, w, a, b, c} {
+			q.release(t)
+		}
+		q.want("abvwc")
+	})
+}
+
+// Nobody waits for ever, however much is wanted.
+func TestPatience(t *testing.T) {
+	inBubble(t, 4, func(q *turns) {
+		w := q.take("w", q.turn(Wanted))
+		b := q.take("b", q.turn(Background))
+		time.Sleep(patience - time.Nanosecond)
+		synctest.Wait()
+		q.want("w")
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
+		q.want("wb")
+		q.release(b)
+		q.release(w)
+	})
+}
+
+func TestRaise(t *testing.T) {
+	inBubble(t, 2, func(q *turns) {
+		v, w := q.take("v", q.turn(Wanted)), q.take("w", q.turn(Wanted))
+		p := q.take("p", q.turn(Prefetch))
+		b := q.take("b", q.turn(Background))
+		b.raise(Wanted)
+		b.raise(Prefetch) // never down
+		q.release(w)
+		q.want("vwb")
+		running, waiting := q.queue.counts()
+		require.Equal(q.t, [priorities]int{2, 0, 0}, running)
+		require.Equal(q.t, [priorities]int{0, 1, 0}, waiting)
+		for _, t := range []*turn{v, b, p} {
+			q.release(t)
+		}
+		r := q.take("r", q.turn(Background))
+		r.raise(Wanted) // while it runs
+		q.release(r)
+		r.release() // twice is once
+	})
+}
+
+func TestTakeIsCancelled(t *testing.T) {
+	inBubble(t, 2, func(q *turns) {
+		v, w := q.take("v", q.turn(Wanted)), q.take("w", q.turn(Wanted))
+		ctx, cancel := context.WithCancel(q.t.Context())
+		x := q.turn(Wanted)
+		q.wg.Go(func() { require.ErrorIs(q.t, x.take(ctx), context.Canceled) })
+		synctest.Wait()
+		p := q.take("p", q.turn(Prefetch))
+		cancel()
+		synctest.Wait()
+		q.release(v)
+		q.release(w)
+		q.want("vwp")
+		q.release(p)
+	})
+}
+
+// What runs pauses while what is wanted does: it gets a little from time to
+// time, and everything when nothing is wanted any more.
+func TestYield(t *testing.T) {
+	inBubble(t, 4, func(q *turns) {
+		b := q.take("b", q.turn(Background))
+		n, waited := b.yield(q.t.Context(), 1<<20)
+		require.Equal(q.t, 1<<20, n)
+		require.False(q.t, waited)
+
+		w := q.take("w", q.turn(Wanted))
+		start := time.Now()
+		n, waited = b.yield(q.t.Context(), 1<<20)
+		require.Equal(q.t, trickleBytes, n)
+		require.True(q.t, waited)
+		require.Equal(q.t, trickleTime, time.Since(start))
+		n, waited = w.yield(q.t.Context(), 1<<20)
+		require.Equal(q.t, 1<<20, n)
+		require.False(q.t, waited)
+
+		start = time.Now()
+		time.AfterFunc(trickleTime/2, w.release)
+		n, waited = b.yield(q.t.Context(), 1<<20)
+		require.Equal(q.t, 1<<20, n)
+		require.True(q.t, waited)
+		require.Equal(q.t, trickleTime/2, time.Since(start))
+
+		w = q.take("w", w)
+		b.raise(Wanted)
+		n, _ = b.yield(q.t.Context(), 1<<20)
+		require.Equal(q.t, 1<<20, n)
+		q.release(b)
+		q.release(w)
+	})
+}
+
+// One budget for all blobs: the server never sees more requests than that, nor
+// is asked for more bytes.
+func TestBudget(t *testing.T) {
+	const connections, inFlight = 4, 400_000
+	blob := contents(1 << 20)
+	var mu sync.Mutex
+	var asked, peak int64
+	r := serve(t, blob)
+	r.troubles = []trouble{func(w http.ResponseWriter, req *http.Request) bool {
+		var from, to int64
+		scan(t, req.Header.Get("Range"), &from, &to)
+		mu.Lock()
+		asked += to - from + 1
+		peak = max(peak, asked)
+		mu.Unlock()
+		defer func() { mu.Lock(); asked -= to - from + 1; mu.Unlock() }()
+		sendBlob(w, req, blob)
+		return true
+	}}
+	l := NewLine(Options{Connections: connections, BytesInFlight: inFlight})
+	var wg sync.WaitGroup
+	for i := range 40 {
+		b := l.Open(r.digest(), source(r.host()))
+		wg.Go(func() {
+			got, err := read(t.Context(), b.With(Priority(i%3)), 0, 300_000)
+			if err != nil || string(got) != string(blob[:300_000]) {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	require.LessOrEqual(t, r.peak, connections)
+	require.Greater(t, r.peak, 1)
+	require.LessOrEqual(t, peak, int64(inFlight))
+	require.Zero(t, l.Stats().Running)
+	require.Zero(t, l.Stats().Waiting)
+}
+
+// What somebody waits for comes at nearly the full rate while what nobody waits
+// for has had the line to itself before, and that comes whole afterwards.
+func TestWantedBeforeBackground(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 64 << 20
+		line := &shapedLine{roundTrip: 20 * time.Millisecond, rate: 50e6}
+		h := &inProcess{serve: line.serve}
+		l := NewLine(Options{BytesInFlight: 1 << 40})
+		b := l.Open(someDigest, source(h.host()))
+
+		alone := timeOf(t, b.With(Wanted), 0, 5_000_000)
+		require.Equal(t, 120*time.Millisecond, alone.Round(time.Millisecond))
+
+		var wg sync.WaitGroup
+		for _, p := range []Priority{Prefetch, Background} {
+			wg.Go(func() { timeOf(t, b.With(p), 0, size) })
+		}
+		time.Sleep(500 * time.Millisecond)
+		busy := timeOf(t, b.With(Wanted), 0, 5_000_000)
+		require.Less(t, busy, alone+100*time.Millisecond)
+		wg.Wait()
+	})
+}
+
+func timeOf(t *testing.T, v View, off, n int64) time.Duration {
+	start := time.Now()
+	rc, err := v.Range(t.Context(), off, n)
+	require.NoError(t, err)
+	defer rc.Close()
+	got, err := io.Copy(io.Discard, rc)
+	require.NoError(t, err)
+	require.Equal(t, n, got)
+	return time.Since(start)
+}

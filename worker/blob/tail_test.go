@@ -1,0 +1,273 @@
+package blob
+
+import (
+	"context"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestTail(t *testing.T) {
+	blob := contents(1000)
+	for name, c := range map[string]struct {
+		trouble trouble
+		want    []string // ranges of the first read, and of another blob's
+		again   []string
+	}{
+		"in one request": {nil, []string{"bytes=-100"}, []string{"bytes=-100"}},
+		"ignored, with a size": {unranged(true),
+			[]string{"bytes=-100", "bytes=900-999"}, []string{"bytes=0-0", "bytes=900-999"}},
+		"refused, with a size": {ifSuffix(status(416, "Content-Range", "bytes */1000")),
+			[]string{"bytes=-100", "bytes=900-999"}, []string{"bytes=0-0", "bytes=900-999"}},
+		"refused": {ifSuffix(status(416)),
+			[]string{"bytes=-100", "bytes=0-0", "bytes=900-999"}, []string{"bytes=0-0", "bytes=900-999"}},
+		"a bad request": {ifSuffix(status(400)),
+			[]string{"bytes=-100", "bytes=0-0", "bytes=900-999"}, []string{"bytes=0-0", "bytes=900-999"}},
+		"not implemented": {ifSuffix(status(501)),
+			[]string{"bytes=-100", "bytes=0-0", "bytes=900-999"}, []string{"bytes=0-0", "bytes=900-999"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := serve(t, blob)
+			if c.trouble != nil {
+				r.troubles = []trouble{c.trouble}
+			}
+			l := NewLine(impatient)
+			for _, want := range [][]string{c.want, c.again} {
+				before := len(r.seen())
+				p, size, err := l.Open(r.digest(), source(r.host())).Tail(t.Context(), 100)
+				require.NoError(t, err)
+				require.EqualValues(t, 1000, size)
+				require.Equal(t, blob[900:], p)
+				require.Equal(t, want, r.ranges()[before:])
+			}
+			require.Zero(t, l.Stats().Running)
+		})
+	}
+}
+
+func ifSuffix(f trouble) trouble {
+	return func(w http.ResponseWriter, r *http.Request) bool { return isSuffix(r) && f(w, r) }
+}
+
+func TestTailOfAShortBlob(t *testing.T) {
+	blob := contents(10)
+	for name, c := range map[string]trouble{
+		"a range": func(http.ResponseWriter, *http.Request) bool { return false },
+		"whole":   unranged(true),
+		"refused": ifSuffix(status(416)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := serve(t, blob, c)
+			p, size, err := r.open(impatient).Tail(t.Context(), 100)
+			require.NoError(t, err)
+			require.EqualValues(t, 10, size)
+			require.Equal(t, blob, p)
+		})
+	}
+}
+
+func TestTailThroughFaults(t *testing.T) {
+	const size = 300_000
+	blob := contents(size)
+	for name, f := range map[string]trouble{
+		"server errors":        first(2, status(500)),
+		"truncated":            first(2, cut(blob, 50_000, truncate)),
+		"stalled":              first(1, cut(blob, 50_000, silence)),
+		"another range":        first(1, partial("bytes 0-9/300000", 10)),
+		"of an unknown size":   first(1, partial("bytes 200000-299999/*", 100_000)),
+		"more than asked for":  first(1, partial("bytes 0-299999/300000", size)),
+		"refused then failing": after(1, first(2, status(503))),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := serve(t, blob, f)
+			p, n, err := r.open(Options{Stall: 200 * time.Millisecond}).Tail(t.Context(), 100_000)
+			require.NoError(t, err)
+			require.EqualValues(t, size, n)
+			require.Equal(t, blob[200_000:], p)
+		})
+	}
+}
+
+func TestTailErrors(t *testing.T) {
+	for name, c := range map[string]struct {
+		trouble trouble
+		n       int64
+		says    string
+	}{
+		"not found":        {status(404), 100, "404 Not Found"},
+		"nothing asked":    {status(404), 0, "0 bytes asked for"},
+		"an empty blob":    {status(416, "Content-Range", "bytes */0"), 100, "the size of the blob is 0"},
+		"an unknown size":  {partial("bytes 0-0/*", 1), 100, "the size of the blob is -1"},
+		"another, smaller": {partial("bytes 0-0/1", 1), 100, "0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := serve(t, contents(10), c.trouble)
+			b := r.open(impatient)
+			if name == "an unknown size" {
+				b.line.peer(r.name()).refusedSuffix()
+			}
+			p, size, err := b.Tail(t.Context(), c.n)
+			if name == "another, smaller" {
+				require.NoError(t, err)
+				require.EqualValues(t, 1, size)
+				require.Len(t, p, 1)
+				return
+			}
+			require.ErrorContains(t, err, c.says)
+		})
+	}
+}
+
+// A blob whose server knows no ranges is downloaded once, whatever is read of
+// it, by how many.
+func TestUnranged(t *testing.T) {
+	blob := contents(3 << 20)
+	dir := t.TempDir()
+	r := serve(t, blob, unranged(false))
+	b := r.open(Options{TempDir: dir, Deadline: time.Nanosecond})
+	var wg sync.WaitGroup
+	for i := range int64(20) {
+		wg.Go(func() {
+			got, err := read(t.Context(), b.With(Priority(i%3)), i*100_000, 50_000)
+			if err != nil || string(got) != string(blob[i*100_000:][:50_000]) {
+				t.Errorf("%d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	require.EqualValues(t, len(blob), b.spool.have)
+	wantRange(t, b, blob, 0, int64(len(blob)))
+	p, size, err := b.Tail(t.Context(), 100)
+	require.NoError(t, err)
+	require.EqualValues(t, len(blob), size)
+	require.Equal(t, blob[len(blob)-100:], p)
+	require.Less(t, b.line.Stats().Bytes, int64(len(blob)+4<<20), "those that came side by side were cut off")
+	require.Zero(t, b.line.Stats().Running)
+
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	require.NoError(t, err)
+	require.Empty(t, files)
+
+	_, err = read(t.Context(), b.With(Wanted), int64(len(blob)), 1)
+	require.ErrorIs(t, err, errRange)
+}
+
+// Whoever wants something waits for the rest of the tail, too.
+func TestUnrangedTail(t *testing.T) {
+	blob := contents(1 << 20)
+	r := serve(t, blob, unranged(false))
+	b := r.open(impatient)
+	p, size, err := b.Tail(t.Context(), 1000)
+	require.NoError(t, err)
+	require.EqualValues(t, 1<<20, size)
+	require.Equal(t, blob[1<<20-1000:], p)
+	wantRange(t, b, blob, 0, 1000)
+	require.Len(t, r.seen(), 2, "one for the suffix, one for the blob")
+}
+
+// Bytes that came before the connection broke are kept, and the server may
+// have learned ranges in the meantime.
+func TestUnrangedThroughFaults(t *testing.T) {
+	blob := contents(1 << 20)
+	for name, f := range map[string][]trouble{
+		"broken":           {unranged(false), first(3, cut(blob, 900_000, truncate))},
+		"stalled":          {unranged(false), first(1, cut(blob, 900_000, silence))},
+		"ranges next time": {first(1, unranged(false)), first(1, cut(blob, 900_000, truncate))},
+		"of unknown length": {unranged(false), func(w http.ResponseWriter, r *http.Request) bool {
+			for off := 0; off < len(blob); off += 1 << 18 {
+				w.Write(blob[off:][:1<<18])
+				http.NewResponseController(w).Flush()
+			}
+			return true
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := serve(t, blob, f...)
+			b := r.open(Options{Stall: 200 * time.Millisecond})
+			wantRange(t, b, blob, 500_000, 500_000)
+			wantRange(t, b, blob, 0, 1000)
+		})
+	}
+}
+
+func TestUnrangedWithoutRoom(t *testing.T) {
+	r := serve(t, contents(1000), unranged(false))
+	b := r.open(Options{TempDir: filepath.Join(t.TempDir(), "missing")})
+	e := wantError(t, b)
+	require.ErrorIs(t, e, os.ErrNotExist)
+	require.False(t, e.Temporary())
+}
+
+// Wrong bytes are not kept.
+func TestUnrangedCorrupt(t *testing.T) {
+	blob := contents(1000)
+	bad, good := serve(t, contents(1001), unranged(false)), serve(t, blob, unranged(false))
+	b := NewLine(impatient).Open(good.digest(), source(bad.host(), good.host()))
+	rc, err := b.With(Wanted).Range(t.Context(), 0, 10)
+	require.NoError(t, err)
+	_, err = rc.Read(make([]byte, 1))
+	require.NoError(t, err)
+	rc.(*Stream).Corrupt()
+	require.NoError(t, rc.Close())
+	wantRange(t, b, blob, 0, 1000)
+	require.Len(t, good.seen(), 1)
+}
+
+// A reader that goes away in the middle of the download leaves it to the next.
+func TestUnrangedCancelled(t *testing.T) {
+	blob := contents(1 << 20)
+	half := make(chan struct{})
+	r := serve(t, blob, unranged(false), first(1, cut(blob, 500_000, func(_ http.ResponseWriter, r *http.Request) {
+		close(half)
+		<-r.Context().Done()
+	})))
+	b := r.open(Options{})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-half; cancel() }()
+	_, err := read(ctx, b.With(Wanted), 0, 10)
+	require.ErrorIs(t, err, context.Canceled)
+	wantRange(t, b, blob, 0, 10)
+	require.Len(t, r.seen(), 2)
+}
+
+// The disk is free again when nobody has read for a while.
+func TestSpoolIsDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		blob := contents(1000)
+		h := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) {
+			r.Header.Del("Range")
+			sendBlob(w, r, blob)
+		}}
+		b := NewLine(Options{TempDir: t.TempDir()}).Open(someDigest, source(h.host()))
+		dropped := func() bool {
+			b.spool.mu.Lock()
+			defer b.spool.mu.Unlock()
+			return b.spool.file == nil
+		}
+		wantRange(t, b, blob, 0, 10)
+		rc, err := b.With(Wanted).Range(t.Context(), 0, 1000)
+		require.NoError(t, err)
+		rc.Read(make([]byte, 1))
+		time.Sleep(2 * keepSpool)
+		require.False(t, dropped(), "somebody reads it")
+		require.NoError(t, rc.Close())
+		time.Sleep(keepSpool / 2)
+		wantRange(t, b, blob, 10, 10)
+		require.Equal(t, 1, h.requests())
+		time.Sleep(keepSpool + 1)
+		require.True(t, dropped())
+		wantRange(t, b, blob, 20, 10)
+		require.Equal(t, 2, h.requests())
+	})
+}
