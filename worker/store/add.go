@@ -44,7 +44,7 @@ func (s *Store) add(ctx context.Context, dir string, key Key, size int64, tail [
 	if err != nil {
 		return err
 	}
-	if err = writeLayer(tmp, x); err == nil {
+	if err = s.writeLayer(tmp, x); err == nil {
 		if err = os.Rename(tmp, dir); err == nil {
 			return syncFile(s.layersDir)
 		}
@@ -53,13 +53,16 @@ func (s *Store) add(ctx context.Context, dir string, key Key, size int64, tail [
 }
 
 // writeLayer makes the files of a layer that has no contents yet.
-func writeLayer(dir string, x *index) error {
+func (s *Store) writeLayer(dir string, x *index) error {
 	f, err := os.OpenFile(filepath.Join(dir, "index"), os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	if err := errors.Join(x.writeTo(f), f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("index: %w", err)
+	}
+	if err := createPresence(filepath.Join(dir, "present"), len(x.chunks), s.bootID); err != nil {
+		return err
 	}
 	if err := os.Mkdir(filepath.Join(dir, "large"), 0o700); err != nil {
 		return err

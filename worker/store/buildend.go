@@ -64,11 +64,7 @@ func (b *builder) finish(size int64) (*index, error) {
 	b.table = nil
 	x := &index{nodes: b.nodes, chunks: b.chunks, text: b.text}
 	x.sortNames(b)
-	for i := range x.chunks {
-		if c := &x.chunks[i]; x.nodes[c.Node].Links == 0 {
-			c.Size = 0
-		}
-	}
+	x.dropChunks(&b.prefetch)
 	x.sortChunks()
 	x.header = header{
 		Flags:     b.flags,
@@ -115,6 +111,25 @@ func (x *index) sortNames(b *builder) {
 		}
 	}
 	x.entries = append(x.entries, entry{Name: uint32(len(x.names))})
+}
+
+// dropChunks drops those that no name leads to.
+func (x *index) dropChunks(prefetch *int) {
+	kept, before := x.chunks[:0], *prefetch
+	for i, c := range x.chunks {
+		f := &x.nodes[c.Node]
+		if f.Links == 0 {
+			if i < before {
+				*prefetch--
+			}
+			continue
+		}
+		if c.At == 0 {
+			f.First = uint32(len(kept))
+		}
+		kept = append(kept, c)
+	}
+	x.chunks = kept
 }
 
 // sortChunks makes the table that finds chunks by their digest. Of one digest

@@ -193,14 +193,16 @@ func (b *builder) startMember(offset int64) error {
 
 // endMember tells the chunks of the last member where it ends.
 func (b *builder) endMember(end int64) error {
-	// The most that deflate expands is 258 bytes for two bits.
-	const deflateRatio = 1032
+	// The most that deflate expands is 258 bytes for two bits. What does not
+	// compress it makes a little larger; all behind that is something else.
+	const deflateRatio, frame = 1032, 64 << 10
 	for ; b.bounded < len(b.chunks); b.bounded++ {
 		c := &b.chunks[b.bounded]
-		c.Length = uint32(min(end-c.Offset, math.MaxUint32))
-		if int64(c.Inner)+int64(c.Size) > int64(c.Length)*deflateRatio {
-			return fmt.Errorf("the chunk at %d ends at byte %d of a gzip member of %d bytes, which is more than deflate can hold", c.Offset, int64(c.Inner)+int64(c.Size), c.Length)
+		size := int64(c.Inner) + int64(c.Size)
+		if (end - c.Offset) < size/deflateRatio {
+			return fmt.Errorf("the chunk at %d ends at byte %d of a gzip member of %d bytes, which is more than deflate can hold", c.Offset, size, end-c.Offset)
 		}
+		c.Length = uint32(min(end-c.Offset, 2*size+frame))
 	}
 	return nil
 }

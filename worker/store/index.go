@@ -88,7 +88,7 @@ type chunk struct {
 	Offset int64    // in the blob, of the gzip member
 	At     int64    // in the file
 	Inner  uint32   // in what the member decompresses to
-	Size   uint32   // decompressed; zero for a chunk that no name leads to
+	Size   uint32   // decompressed
 	Length uint32   // of the member
 	Node   Node
 }

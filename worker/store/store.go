@@ -20,10 +20,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 )
@@ -35,15 +39,26 @@ type Store struct {
 	tmpDir    string
 	bootID    string
 	building  *semaphore.Weighted
+	buffers   *semaphore.Weighted // bytes of compressed members in memory
+	flights   flights
+	waited    func(time.Duration)
 
 	mu     sync.Mutex
 	layers map[Key]*Layer
 	adding map[Key]chan struct{} // closed when done
+	opened atomic.Pointer[[]*Layer]
 }
+
+// maxBuffers bounds the compressed members that wait for a core. What finds no
+// room is decompressed as it arrives.
+const maxBuffers = 32 << 20
 
 // Options is what a store may be told. The zero value is what most callers
 // want.
 type Options struct {
+	// Waited is told of each read that had to wait for contents, and how long.
+	Waited func(time.Duration)
+
 	bootID string // of tests
 }
 
@@ -55,8 +70,14 @@ func Open(root string, opts Options) (*Store, error) {
 		tmpDir:    filepath.Join(root, "tmp"),
 		bootID:    opts.bootID,
 		building:  semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0))),
+		buffers:   semaphore.NewWeighted(maxBuffers),
+		flights:   flights{by: map[[32]byte]*flight{}},
+		waited:    opts.Waited,
 		layers:    map[Key]*Layer{},
 		adding:    map[Key]chan struct{}{},
+	}
+	if s.waited == nil {
+		s.waited = func(time.Duration) {}
 	}
 	if err := os.RemoveAll(s.tmpDir); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
@@ -93,7 +114,22 @@ func (s *Store) Layer(key Key) (*Layer, error) {
 		return nil, fmt.Errorf("store: layer %s: %w", key.Blob, err)
 	}
 	s.layers[key] = l
+	s.listOpen()
 	return l, nil
+}
+
+// listOpen is called with the lock held when a layer comes or goes.
+func (s *Store) listOpen() {
+	list := slices.Collect(maps.Values(s.layers))
+	s.opened.Store(&list)
+}
+
+// open are the layers that are open.
+func (s *Store) open() []*Layer {
+	if list := s.opened.Load(); list != nil {
+		return *list
+	}
+	return nil
 }
 
 // Keys returns the layers on disk.
@@ -121,6 +157,7 @@ func (s *Store) Remove(key Key) error {
 	s.mu.Lock()
 	l := s.layers[key]
 	delete(s.layers, key)
+	s.listOpen()
 	s.mu.Unlock()
 	if l != nil {
 		l.close()
@@ -146,6 +183,7 @@ func (s *Store) Close() error {
 	s.mu.Lock()
 	layers := s.layers
 	s.layers = map[Key]*Layer{}
+	s.listOpen()
 	s.mu.Unlock()
 	for _, l := range layers {
 		l.close()

@@ -1,0 +1,248 @@
+package store
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"github.com/klauspost/compress/gzip"
+	"golang.org/x/sync/errgroup"
+)
+
+// fetch asks for the range of the run and saves its chunks as they come. At
+// the end all flights have landed.
+func (r *run) fetch(ctx context.Context, blobs *Blobs) {
+	start := r.layer.offset(r.items)
+	size := r.layer.end(r.items) - start
+	f := &fetcher{layer: r.layer, left: r.items, at: start}
+	from, err := r.open(ctx, blobs, start, size)
+	if err == nil {
+		if s, ok := from.(interface{ Hurry() }); ok {
+			defer context.AfterFunc(r.waiting, s.Hurry)()
+		}
+		r.layer.fetched.Add(size)
+		err = f.all(&stream{r: from, left: size})
+		if s, ok := from.(interface{ Corrupt() }); ok && f.corrupt.Load() {
+			s.Corrupt()
+		}
+		from.Close()
+	}
+	for _, i := range f.left {
+		f.land(i, err)
+	}
+}
+
+// offset and end are where the members of some items start and end in the blob.
+func (l *Layer) offset(items []item) int64 { return l.index.chunk(items[0].chunk).Offset }
+func (l *Layer) end(items []item) int64 {
+	k := l.index.chunk(items[len(items)-1].chunk)
+	return k.end()
+}
+
+// within returns how many of the items have their members in the next n bytes,
+// at least those of the first member.
+func (l *Layer) within(items []item, n int64) int {
+	start := l.offset(items)
+	for i := range items {
+		k := l.index.chunk(items[i].chunk)
+		if k.Offset > start && k.end() > start+n {
+			return i
+		}
+	}
+	return len(items)
+}
+
+// A stream is the bytes of a range. It remembers how it failed.
+type stream struct {
+	r    io.Reader
+	left int64
+	err  error
+}
+
+var errShort = fmt.Errorf("%w: its bytes ended early", errCorrupt)
+
+func (s *stream) Read(p []byte) (int, error) {
+	if s.left == 0 {
+		return 0, io.EOF
+	}
+	n, err := s.r.Read(p[:min(int64(len(p)), s.left)])
+	s.left -= int64(n)
+	if s.left == 0 {
+		return n, nil
+	}
+	if err == io.EOF {
+		err = errShort
+	}
+	s.err = err
+	return n, err
+}
+
+// A fetcher takes the stream of a run apart.
+type fetcher struct {
+	layer   *Layer
+	in      *bufio.Reader
+	stream  *stream
+	at      int64  // in the blob, of the next byte
+	left    []item // whose bytes did not arrive yet
+	corrupt atomic.Bool
+	failed  atomic.Pointer[error] // why nothing more can be saved
+}
+
+// batchSize is how many compressed bytes of small files are decompressed
+// together.
+const batchSize = 64 << 10
+
+// all saves the chunks of a run. The first one somebody waits for, so that it
+// is decompressed as it arrives; the others may be on another core while the
+// next ones arrive.
+func (f *fetcher) all(s *stream) error {
+	f.stream, f.in = s, bufio.NewReaderSize(s, batchSize)
+	var cores errgroup.Group
+	defer cores.Wait()
+	cores.SetLimit(runtime.GOMAXPROCS(0))
+	err := f.member()
+	for err == nil && len(f.left) > 0 {
+		batch := f.left[:f.layer.within(f.left, batchSize)]
+		size := f.layer.end(batch) - f.layer.offset(batch)
+		if f.layer.store.buffers.TryAcquire(size) {
+			err = f.batch(&cores, batch, size)
+		} else {
+			err = f.member()
+		}
+		if failed := f.failed.Load(); failed != nil {
+			return *failed
+		}
+	}
+	return err
+}
+
+// member saves the items of the next member as it arrives.
+func (f *fetcher) member() error {
+	items := f.left[:f.layer.within(f.left, 0)]
+	if err := f.skip(f.layer.offset(items)); err != nil {
+		return err
+	}
+	f.left = f.left[len(items):]
+	member := &io.LimitedReader{R: f.in, N: f.layer.end(items) - f.at}
+	f.save(items, member, f.stream)
+	f.at = f.layer.end(items) - member.N
+	return f.stream.err
+}
+
+// batch reads the members of some items, and another core saves them.
+func (f *fetcher) batch(cores *errgroup.Group, items []item, size int64) error {
+	p := newBuffer(int(size))
+	done := func() {
+		buffers.Put(p)
+		f.layer.store.buffers.Release(size)
+	}
+	start := f.layer.offset(items)
+	err := f.skip(start)
+	if err == nil {
+		_, err = io.ReadFull(f.in, *p)
+	}
+	if err != nil {
+		done()
+		return err
+	}
+	f.at = start + size
+	f.left = f.left[len(items):]
+	cores.Go(func() error {
+		defer done()
+		for len(items) > 0 {
+			n := f.layer.within(items, 0)
+			member := (*p)[f.layer.offset(items)-start : f.layer.end(items[:n])-start]
+			f.save(items[:n], bytes.NewReader(member), nil)
+			items = items[n:]
+		}
+		return nil
+	})
+	return nil
+}
+
+// skip passes over what nobody needs.
+func (f *fetcher) skip(to int64) error {
+	n, err := io.CopyN(io.Discard, f.in, to-f.at)
+	f.at += n
+	return err
+}
+
+// save saves the items of one member. It may come from a stream that fails,
+// which is then the reason.
+func (f *fetcher) save(items []item, member io.Reader, from *stream) {
+	z := unzippers.Get().(*gzip.Reader)
+	defer unzippers.Put(z)
+	broken := z.Reset(member)
+	z.Multistream(false)
+	at := int64(0) // in what the member decompresses to
+	for _, i := range items {
+		k := f.layer.index.chunk(i.chunk)
+		if broken == nil {
+			broken = skipTo(z, at, int64(k.Inner))
+		}
+		err := fmt.Errorf("%w: %w", errCorrupt, broken)
+		if broken == nil {
+			err = f.layer.save(i.chunk, z)
+			at = int64(k.Inner) + int64(k.Size)
+		}
+		if err != nil && from != nil && from.err != nil {
+			err = from.err
+		}
+		f.land(i, err)
+	}
+}
+
+var errOrder = errors.New("the chunks of a member are not in their order")
+
+func skipTo(z io.Reader, at, to int64) error {
+	if to < at {
+		return errOrder
+	}
+	_, err := io.CopyN(io.Discard, z, to-at)
+	return noEOF(err)
+}
+
+// land ends the flight of an item.
+func (f *fetcher) land(i item, err error) {
+	l := f.layer
+	switch {
+	case err == nil:
+		l.failure.Store(nil)
+		l.land(i.chunk, i.flight, nil)
+		return
+	case errors.Is(err, errCorrupt):
+		k := l.index.chunk(i.chunk)
+		err = l.errorf("its chunk at %d of the blob: %w", k.Offset, err)
+		f.corrupt.Store(true)
+		l.corrupt.Add(1)
+	case errors.As(err, new(*fs.PathError)):
+		err = l.errorf("%w", err)
+		f.failed.Store(&err)
+	}
+	if !errors.Is(err, context.Canceled) {
+		l.failure.Store(&err)
+	}
+	l.land(i.chunk, i.flight, err)
+}
+
+var unzippers = sync.Pool{New: func() any { return new(gzip.Reader) }}
+
+// buffers are for compressed members.
+var buffers sync.Pool
+
+func newBuffer(size int) *[]byte {
+	p, _ := buffers.Get().(*[]byte)
+	if p == nil || cap(*p) < size {
+		b := make([]byte, max(size, 2*batchSize))
+		p = &b
+	}
+	*p = (*p)[:size]
+	return p
+}

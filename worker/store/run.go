@@ -1,0 +1,220 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math"
+)
+
+// priority says who needs chunks, the most urgent first.
+type priority int
+
+const (
+	wanted priority = iota
+	prefetched
+	background
+)
+
+func (b *Blobs) at(p priority) Blob {
+	return [...]Blob{b.Wanted, b.Prefetch, b.Background}[p]
+}
+
+// An errand is why chunks are fetched, and how many at a time.
+type errand struct {
+	priority priority
+	until    uint32 // chunks before this one
+	whole    bool   // as many as there are, not just a window
+}
+
+// A run is a range of the blob with chunks to be fetched by one request. It
+// begins when its first chunk is to be had, and may come to nothing.
+type run struct {
+	layer *Layer
+	errand
+	items []item
+
+	waiting context.Context // done when somebody waits
+	hurry   context.CancelFunc
+	ended   chan struct{} // closed at the end
+}
+
+// An item is a chunk of a run. They are in the order of the blob.
+type item struct {
+	chunk  uint32
+	flight *flight
+}
+
+const (
+	// maxItems bounds the flights of a run.
+	maxItems = 1 << 14
+
+	// maxAttempts is how often a chunk is fetched that arrives corrupt.
+	maxAttempts = 3
+)
+
+func (l *Layer) newRun(e errand) *run {
+	r := &run{layer: l, errand: e, ended: make(chan struct{})}
+	r.waiting, r.hurry = context.WithCancel(context.Background())
+	return r
+}
+
+// obtain waits until a chunk is here. It fetches it, with missing ones behind
+// it, unless somebody does already. Who is in no hurry waits for all of those.
+func (l *Layer) obtain(ctx context.Context, c uint32, e errand) error {
+	digest := l.index.chunk(c).Digest
+	for attempt := 1; !l.present.has(c); {
+		r := l.newRun(e)
+		f, mine := l.store.flights.board(digest, r)
+		end := f.done
+		if mine {
+			r.begin(ctx, c, f)
+			if e.priority != wanted {
+				end = r.ended
+			}
+		} else if e.priority == wanted {
+			f.run.hurry()
+		}
+		select {
+		case <-end:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if f.err == nil {
+			continue
+		}
+		corrupt := errors.Is(f.err, errCorrupt)
+		if corrupt {
+			attempt++
+		}
+		if attempt > maxAttempts || !corrupt && (mine || f.counts(e)) {
+			return f.err
+		}
+	}
+	return nil
+}
+
+// counts says whether the end of somebody else's flight is that of the errand
+// too: not if that one gave up, or tried less hard.
+func (f *flight) counts(e errand) bool {
+	return !errors.Is(f.err, context.Canceled) && f.run.priority <= e.priority
+}
+
+// begin gets the run's first chunk, whose flight is f, and those behind it if
+// it has to be fetched.
+func (r *run) begin(ctx context.Context, c uint32, f *flight) {
+	l := r.layer
+	if r.priority == wanted {
+		// What is asked for is fetched even if the reader goes: there may be
+		// others, and the bytes are on their way.
+		ctx = context.WithoutCancel(ctx)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	err := l.enter(r, cancel)
+	if err != nil {
+		cancel()
+		close(r.ended)
+		l.land(c, f, err)
+		return
+	}
+	blobs, err := l.missing(c)
+	if blobs == nil {
+		l.leave(r)
+		l.land(c, f, err)
+		return
+	}
+	r.plan(c, f, blobs.at(r.priority).Window())
+	go func() {
+		defer l.leave(r)
+		r.fetch(ctx, blobs)
+	}()
+}
+
+func (l *Layer) land(c uint32, f *flight, err error) {
+	l.store.flights.land(l.index.chunk(c).Digest, f, err)
+}
+
+// missing returns where to fetch a chunk from, nil if it is here or cannot be.
+func (l *Layer) missing(c uint32) (*Blobs, error) {
+	if l.present.has(c) {
+		return nil, nil
+	}
+	if ok, err := l.local(c); ok || err != nil {
+		return nil, err
+	}
+	blobs := l.blobs.Load()
+	if blobs == nil {
+		return nil, l.errorf("its contents are not all here, and no registry is known to have them")
+	}
+	return blobs, nil
+}
+
+// plan adds the chunk to the run and missing ones of the same member and of
+// those behind it, up to window bytes. Over what is here already it goes on
+// where reading it is cheaper than another request.
+func (r *run) plan(c uint32, f *flight, window int64) {
+	l := r.layer
+	k := l.index.chunk(c)
+	limit, gap, end := k.Offset+window, window/4, k.Offset
+	if r.whole {
+		limit = math.MaxInt64
+	}
+	first := c
+	for first > 0 && c-first < maxItems/2 && l.index.chunk(first-1).Offset == k.Offset {
+		first--
+	}
+	for n := first; n < max(r.until, c+1) && len(r.items) < maxItems; n++ {
+		k := l.index.chunk(n)
+		if n > c && (k.end() > limit || k.Offset-end > gap) {
+			break
+		}
+		i := item{n, f}
+		if n != c {
+			i.flight = r.boardMissing(n)
+		}
+		if i.flight != nil {
+			r.items = append(r.items, i)
+			end = k.end()
+		}
+	}
+	if r.priority == wanted {
+		l.cursor.Store(r.items[len(r.items)-1].chunk + 1)
+	}
+}
+
+// boardMissing begins the flight of a chunk that nobody has or is getting.
+func (r *run) boardMissing(c uint32) *flight {
+	l := r.layer
+	if l.present.has(c) || l.present.claimed(c) {
+		return nil
+	}
+	if _, ok := l.twinOf(c); ok {
+		return nil
+	}
+	f, mine := l.store.flights.board(l.index.chunk(c).Digest, r)
+	if !mine {
+		return nil
+	}
+	if l.present.has(c) { // since just now
+		l.land(c, f, nil)
+		return nil
+	}
+	return f
+}
+
+// open asks for the bytes of the run. When somebody waits for them before they
+// come, they are asked for as those who wait do.
+func (r *run) open(ctx context.Context, blobs *Blobs, off, n int64) (io.ReadCloser, error) {
+	if r.priority != wanted {
+		early, cancel := context.WithCancel(ctx)
+		calm := context.AfterFunc(r.waiting, cancel)
+		stream, err := blobs.at(r.priority).Range(early, off, n)
+		if calm() || ctx.Err() != nil {
+			return stream, err
+		}
+		if err == nil {
+			stream.Close()
+		}
+	}
+	return blobs.Wanted.Range(ctx, off, n)
+}
