@@ -73,7 +73,7 @@ func newSandboxAt(t *testing.T, dir string) *sandbox {
 	busybox, _ := exec.LookPath("busybox")
 	copyFile(t, busybox, s.base+"/bin/busybox")
 	copyFile(t, workloadCommand(t), s.base+"/bin/workload")
-	for _, name := range []string{"sh", "cat", "sleep", "rm", "mv", "setsid", "dd", "ln"} {
+	for _, name := range []string{"sh", "cat", "sleep", "rm", "mv", "setsid", "dd", "ln", "su"} {
 		check(t, os.Symlink("busybox", s.base+"/bin/"+name))
 	}
 	s.file("/etc/passwd", "root:x:0:0::/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n")

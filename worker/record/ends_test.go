@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
+	"github.com/containerd/containerd/v2/core/mount"
 )
 
 func TestEnds(t *testing.T) {
@@ -31,6 +32,7 @@ func TestEnds(t *testing.T) {
 		{"ignores TERM", Options{Period: long, Idle: 200 * time.Millisecond, Grace: 300 * time.Millisecond}, []string{"workload", "stubborn", "4711"}, EndIdle, nil},
 		{"ends by TERM", Options{Period: long, Idle: 200 * time.Millisecond, Grace: long}, []string{"workload", "polite", "4711"}, EndIdle, nil},
 		{"daemons", Options{Period: long, Idle: 300 * time.Millisecond}, []string{"sh", "-c", "(setsid sh -c '(sleep 4711 & sleep 4711) &' ); cat /data/a; sleep 4711"}, EndIdle, []string{"a"}},
+		{"stubborn daemons", Options{Period: long, Idle: 300 * time.Millisecond, Grace: 300 * time.Millisecond}, []string{"sh", "-c", "(setsid workload stubborn 4711 &); (setsid workload stubborn 4711 &); cat /data/a; exec workload stubborn 4711"}, EndIdle, []string{"a"}},
 		{"daemons left behind", Options{}, []string{"sh", "-c", "(setsid sh -c '(sleep 4711 & sleep 4711) &' ); cat /data/a"}, EndExit, []string{"a"}},
 		{"full disk", Options{}, []string{"sh", "-c", "cat /data/a; dd if=/dev/zero of=/dev/shm/fill bs=1M; cat /data/b"}, EndExit, []string{"a", "b"}},
 		{"no such binary", Options{}, []string{"/bin/missing"}, EndStart, nil},
@@ -58,6 +60,35 @@ func TestEnds(t *testing.T) {
 				t.Errorf("stderr is %q without %q", s.stderr.String(), want)
 			}
 			t.Log(sum)
+		})
+	}
+}
+
+// A workload that fills the disk is stopped before, or right after, even one that
+// does not stop by itself; what it read up to then counts.
+func TestFullDisk(t *testing.T) {
+	for _, test := range []struct{ name, script string }{
+		{"once", "cat /data/a; dd if=/dev/zero of=/fill bs=1M; sleep 4711"},
+		{"again and again", "cat /data/a; trap : TERM; i=0; while :; do i=$((i+1)); dd if=/dev/zero of=/fill$i bs=64k count=1000; done"},
+		{"many files", "cat /data/a; workload fill /files; sleep 4711"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newSandbox(t)
+			s.dataFiles()
+			disk := filepath.Dir(s.upper)
+			check(t, mount.All([]mount.Mount{{Type: "tmpfs", Source: "tmpfs", Options: []string{"size=200m", "nr_inodes=0"}}}, disk))
+			t.Cleanup(func() { check(t, mount.Unmount(disk, 0)) })
+			check(t, errors.Join(os.Mkdir(s.upper, 0o755), os.Mkdir(s.work, 0o755)))
+			var p *profile.Profile
+			var sum Summary
+			within(t, 20*time.Second, func() {
+				p, sum = s.record(Options{Period: -1, Idle: -1, Grace: time.Hour}, "sh", "-c", test.script)
+			})
+			wantPaths(t, p, "a")
+			if sum.End != EndDisk || !strings.Contains(s.stderr.String(), "disk") {
+				t.Errorf("%+v, stderr %q", sum, s.stderr.String())
+			}
+			noProcess(t, "4711")
 		})
 	}
 }

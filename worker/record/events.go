@@ -46,6 +46,9 @@ func openEvents(dir string, queue uint) (*events, error) {
 		// Before Linux 6.13 the error is read's instead of the event's.
 		fd, err = unix.FanotifyInit(flags, fileFlags)
 	}
+	if errors.Is(err, unix.EPERM) {
+		return nil, errors.New("the daemon is rootless or without CAP_SYS_ADMIN, and cannot be told what a process reads")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("fanotify: %w", err)
 	}

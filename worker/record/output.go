@@ -19,7 +19,7 @@ import (
 
 // A Summary tells how a recording went.
 type Summary struct {
-	// End is what ended it.
+	// End is what ended it, nothing if there was none.
 	End End `json:"end"`
 	// Reason says why the process was not started, not recorded, or stopped for
 	// what it did.
@@ -41,6 +41,9 @@ type Summary struct {
 
 // String is the line for the vertex's log.
 func (s Summary) String() string {
+	if s.End == "" {
+		return "not recorded: " + s.Reason
+	}
 	line := fmt.Sprintf("recorded %d files, %.1f MB in %.1f s (%s)", s.Files, float64(s.Bytes)/1e6, s.Seconds, s.End)
 	if s.End == EndExit && s.ExitCode != 0 {
 		line += fmt.Sprintf(", exit code %d", s.ExitCode)
@@ -48,7 +51,7 @@ func (s Summary) String() string {
 	if s.Reason != "" {
 		line += ": " + s.Reason
 	}
-	if s.Overflow || s.Lost > 0 {
+	if s.lost() {
 		line += "; events were lost, the profile is incomplete"
 	}
 	if !s.Ranges && s.Files > 0 {
@@ -56,6 +59,11 @@ func (s Summary) String() string {
 	}
 	return line
 }
+
+func (s Summary) lost() bool { return s.Overflow || s.Lost > 0 }
+
+// incomplete tells whether the profile lacks something that was read.
+func (s Summary) incomplete() bool { return s.Reason != "" || s.lost() }
 
 // count adds what the profile holds.
 func (s *Summary) count(p *profile.Profile) {

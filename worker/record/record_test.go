@@ -8,8 +8,10 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/moby/buildkit/executor"
 	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
 	"golang.org/x/sys/unix"
@@ -39,6 +41,9 @@ func TestReads(t *testing.T) {
 		{"deleted in the image", "cat /data/whiteout", nil},
 		{"named pipe", "cat /data/a >/data/pipe & cat /data/pipe; wait", []string{"a"}},
 		{"daemon", "(setsid cat /data/a &) ; sleep 0.3", []string{"a"}},
+		{"everything deleted", "cat /data/a; rm -rf /data /bin /etc", []string{"a"}},
+		{"another user", "su app -c 'cat /data/a /data/secret'", []string{"a"}},
+		{"another root", "workload chroot /data/dir /target", []string{"dir/target"}},
 		{"odd name", "cat '/data/odd (deleted)'", []string{"odd (deleted)"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -63,6 +68,8 @@ func (s *sandbox) dataFiles() {
 	check(s.t, os.Chmod(s.lower+"/data/program", 0o755))
 	check(s.t, os.Symlink("dir/target", s.lower+"/data/link"))
 	check(s.t, os.Link(s.lower+"/data/hard", s.lower+"/data/link2"))
+	s.file("/data/secret", "")
+	check(s.t, os.Chmod(s.lower+"/data/secret", 0o600))
 	check(s.t, os.WriteFile(s.base+"/data/whiteout", nil, 0o644))
 	check(s.t, unix.Mknod(s.lower+"/data/whiteout", unix.S_IFCHR, 0))
 	check(s.t, unix.Mknod(s.lower+"/data/pipe", unix.S_IFIFO|0o666, 0))
@@ -193,6 +200,8 @@ func TestManyFiles(t *testing.T) {
 		count = 10_000
 	}
 	s := newSandbox(t)
+	check(t, mount.All([]mount.Mount{{Type: "tmpfs", Source: "tmpfs"}}, s.lower))
+	t.Cleanup(func() { check(t, mount.Unmount(s.lower, 0)) })
 	for n := range count {
 		s.file(fmt.Sprintf("/data/%d/%d", n/1000, n), "x")
 	}
@@ -239,8 +248,33 @@ func TestNoOverlay(t *testing.T) {
 	if len(p.Files) != 0 || !strings.Contains(sum.Reason, "plain directory") || !strings.Contains(s.stdout.String(), "app") {
 		t.Errorf("%+v, %+v, %q", p, sum, s.stdout.String())
 	}
+	if !strings.Contains(s.stderr.String(), "not recorded: "+sum.Reason) {
+		t.Errorf("the log says %q", s.stderr.String())
+	}
 	if err := s.run(Options{IgnoreExit: true}, "cat", "/etc/passwd"); err == nil || !strings.Contains(err.Error(), "plain directory") {
 		t.Errorf("%v", err)
+	}
+}
+
+// The test runs itself as root of a user namespace, which is what a rootless
+// daemon is.
+func TestRootless(t *testing.T) {
+	const inside = "RECORD_TEST_ROOTLESS"
+	if os.Getenv(inside) != "" {
+		_, err := openEvents("/", unlimited)
+		fmt.Println("error:", err)
+		return
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestRootless$")
+	cmd.Env = append(os.Environ(), inside+"=1")
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids}
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil {
+		t.Skip("no user namespaces: ", err)
+	}
+	if err != nil || !strings.Contains(string(out), "error: the daemon is rootless") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 

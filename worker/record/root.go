@@ -14,7 +14,8 @@ import (
 // superblock is at hand without a mount of our own, which a daemon that is
 // killed would leave behind.
 type rootfs struct {
-	dir     string
+	dir     string // empty if it is not mounted
+	kind    string // of the mount that BuildKit hands out
 	release func() error
 }
 
@@ -29,7 +30,10 @@ func openRootfs(ctx context.Context, src executor.Mountable) (*rootfs, error) {
 		return nil, err
 	}
 	r := &rootfs{release: release}
-	if len(mounts) == 1 && (mounts[0].Type == "bind" || mounts[0].Type == "rbind") {
+	if len(mounts) == 1 {
+		r.kind = mounts[0].Type
+	}
+	if r.kind == "bind" || r.kind == "rbind" {
 		r.dir = mounts[0].Source
 	}
 	return r, nil
@@ -48,14 +52,14 @@ func (r *rootfs) close(ctx context.Context) {
 // topmost first, without the one that the process writes to.
 func (r *rootfs) layers() ([]string, error) {
 	if r.dir == "" {
-		return nil, errors.New("the root filesystem is not one that BuildKit mounts: only overlayfs can be recorded")
+		return nil, fmt.Errorf("the root filesystem is of type %q, and only overlayfs can be recorded", r.kind)
 	}
 	options, err := overlayOptions(r.dir)
 	if err != nil {
 		return nil, fmt.Errorf("mounts of the root filesystem: %w", err)
 	}
 	if options == "" {
-		return nil, errors.New("the root filesystem is a plain directory, as the native snapshotter makes them: only overlayfs can be recorded")
+		return nil, errors.New("the root filesystem is a plain directory, as the native snapshotter makes it, and only overlayfs can be recorded")
 	}
 	return parseLayers(options)
 }

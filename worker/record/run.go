@@ -47,15 +47,26 @@ func (r run) record(ctx context.Context, root executor.Mount, output executor.Mo
 		return recorder, err
 	}
 	s.Seconds = time.Since(begin).Seconds()
+	if r.opts.IgnoreExit {
+		if err := here.discard(); err != nil {
+			return recorder, fmt.Errorf("record: what the workload wrote: %w", err)
+		}
+	}
 	p := &profile.Profile{}
 	if w.err == nil && s.End != EndStart {
 		p = w.profile()
 	}
 	s.count(p)
-	if r.opts.IgnoreExit && r.process.Stderr != nil {
+	return recorder, r.report(ctx, output, p, s)
+}
+
+// report writes the output. The vertex's log tells of a workload how it went, and
+// of a step what went wrong.
+func (r run) report(ctx context.Context, output executor.Mountable, p *profile.Profile, s Summary) error {
+	if r.process.Stderr != nil && (r.opts.IgnoreExit || s.incomplete()) {
 		fmt.Fprintln(r.process.Stderr, s)
 	}
-	return recorder, write(ctx, output, p, s)
+	return write(ctx, output, p, s)
 }
 
 // unrecorded is for systems that cannot record. A step of a build goes on
@@ -69,7 +80,7 @@ func (r run) unrecorded(ctx context.Context, root executor.Mount, output executo
 	if err != nil {
 		return recorder, err
 	}
-	return recorder, write(ctx, output, &profile.Profile{}, Summary{End: EndExit, Reason: reason.Error()})
+	return recorder, r.report(ctx, output, &profile.Profile{}, Summary{Reason: reason.Error()})
 }
 
 // step runs a process that is recorded in passing.

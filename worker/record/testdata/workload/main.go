@@ -28,6 +28,12 @@ func main() {
 		direct(args[0], number(args[1]), number(args[2]))
 	case "mmap":
 		mmap(args[0], number(args[1]), number(args[2]))
+	case "chroot":
+		fail(syscall.Chroot(args[0]))
+		_, err := os.ReadFile(args[1])
+		fail(err)
+	case "fill":
+		fill(args[0])
 	case "walk":
 		walk(args[0])
 	case "stubborn":
@@ -78,6 +84,14 @@ func mmap(name string, offset, size int64) {
 		sum += data[at]
 	}
 	fmt.Println("sum", sum)
+}
+
+// fill makes files of a page until it cannot.
+func fill(dir string) {
+	fail(os.Mkdir(dir, 0o755))
+	for n := 0; ; n++ {
+		fail(os.WriteFile(fmt.Sprintf("%s/%d", dir, n), make([]byte, os.Getpagesize()), 0o644))
+	}
 }
 
 func walk(dir string) {
