@@ -22,16 +22,14 @@ func (r *run) fetch(ctx context.Context, blobs *Blobs) {
 	start := r.layer.offset(r.items)
 	size := r.layer.end(r.items) - start
 	f := &fetcher{layer: r.layer, left: r.items, at: start}
-	from, err := r.open(ctx, blobs, start, size)
+	from, err := blobs.at(r.priority).Range(ctx, start, size)
 	if err == nil {
 		if s, ok := from.(interface{ Hurry() }); ok {
 			defer context.AfterFunc(r.waiting, s.Hurry)()
 		}
 		r.layer.fetched.Add(size)
+		f.from = from
 		err = f.all(&stream{r: from, left: size})
-		if s, ok := from.(interface{ Corrupt() }); ok && f.corrupt.Load() {
-			s.Corrupt()
-		}
 		from.Close()
 	}
 	for _, i := range f.left {
@@ -87,11 +85,12 @@ func (s *stream) Read(p []byte) (int, error) {
 // A fetcher takes the stream of a run apart.
 type fetcher struct {
 	layer   *Layer
-	in      *bufio.Reader
+	from    io.Reader
+	in      *bufio.Reader // of the same
 	stream  *stream
 	at      int64  // in the blob, of the next byte
 	left    []item // whose bytes did not arrive yet
-	corrupt atomic.Bool
+	corrupt atomic.Bool           // since complain
 	failed  atomic.Pointer[error] // why nothing more can be saved
 }
 
@@ -105,10 +104,14 @@ const batchSize = 64 << 10
 func (f *fetcher) all(s *stream) error {
 	f.stream, f.in = s, bufio.NewReaderSize(s, batchSize)
 	var cores errgroup.Group
-	defer cores.Wait()
 	cores.SetLimit(runtime.GOMAXPROCS(0))
+	defer func() {
+		cores.Wait()
+		f.complain()
+	}()
 	err := f.member()
 	for err == nil && len(f.left) > 0 {
+		f.complain()
 		batch := f.left[:f.layer.within(f.left, batchSize)]
 		size := f.layer.end(batch) - f.layer.offset(batch)
 		if f.layer.store.buffers.TryAcquire(size) {
@@ -121,6 +124,14 @@ func (f *fetcher) all(s *stream) error {
 		}
 	}
 	return err
+}
+
+// complain tells whom the bytes come from that they were wrong. The next ones
+// may come from elsewhere.
+func (f *fetcher) complain() {
+	if s, ok := f.from.(interface{ Corrupt() }); ok && f.corrupt.Swap(false) {
+		s.Corrupt()
+	}
 }
 
 // member saves the items of the next member as it arrives.

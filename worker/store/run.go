@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"io"
 	"math"
 )
 
@@ -200,21 +199,4 @@ func (r *run) boardMissing(c uint32) *flight {
 		return nil
 	}
 	return f
-}
-
-// open asks for the bytes of the run. When somebody waits for them before they
-// come, they are asked for as those who wait do.
-func (r *run) open(ctx context.Context, blobs *Blobs, off, n int64) (io.ReadCloser, error) {
-	if r.priority != wanted {
-		early, cancel := context.WithCancel(ctx)
-		calm := context.AfterFunc(r.waiting, cancel)
-		stream, err := blobs.at(r.priority).Range(early, off, n)
-		if calm() || ctx.Err() != nil {
-			return stream, err
-		}
-		if err == nil {
-			stream.Close()
-		}
-	}
-	return blobs.Wanted.Range(ctx, off, n)
 }
