@@ -17,7 +17,6 @@ import (
 // prefix begins the attributes that are ours alone.
 const prefix = "estargz-"
 
-// attrReorder is of no use to a build cache, whose layers are in no order.
 const attrReorder = prefix + "reorder"
 
 // Attributes of BuildKit's that mean something here.
@@ -102,6 +101,17 @@ func ownIn(attrs map[string]string) []string {
 func refuseOwn(attrs map[string]string, why string) error {
 	for _, k := range ownIn(attrs) {
 		return fmt.Errorf("%s=%s: %s", k, attrs[k], why)
+	}
+	return nil
+}
+
+// refuseOrder is for a build cache, whose layers stay in the order of their tars.
+func refuseOrder(attrs map[string]string) error {
+	order := append(profile.Attributes(), attrReorder)
+	for _, k := range ownIn(attrs) {
+		if slices.Contains(order, k) {
+			return fmt.Errorf("%s=%s: the layers of a cache are in no order; give it to -o", k, attrs[k])
+		}
 	}
 	return nil
 }

@@ -23,14 +23,14 @@ func WrapCache(name string, resolve remotecache.ResolveCacheExporterFunc, pool *
 			}
 			return resolve(ctx, g, attrs)
 		}
+		if err := refuseOrder(attrs); err != nil {
+			return nil, err
+		}
 		if !wantsEStargz(attrs) {
 			if err := refuseOwn(attrs, needsEStargz); err != nil {
 				return nil, err
 			}
 			return resolve(ctx, g, attrs)
-		}
-		if _, given := attrs[attrReorder]; given {
-			return nil, fmt.Errorf("%s=%s: the layers of a cache are in no order; give it to -o", attrReorder, attrs[attrReorder])
 		}
 		set, rest, err := parse(attrs)
 		if err != nil {

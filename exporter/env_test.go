@@ -106,6 +106,21 @@ func (e *env) blob(blob []byte) ocispecs.Descriptor {
 	return desc
 }
 
+// eStargz stores an eStargz layer with its annotations, as BuildKit does when it
+// has pulled one.
+func (e *env) eStargz(layer []byte) ocispecs.Descriptor {
+	e.t.Helper()
+	blob, desc := eStargz(e.t, layer)
+	info := content.Info{Digest: desc.Digest, Labels: map[string]string{"buildkit.io/blob/mediatype": desc.MediaType}}
+	for k, v := range desc.Annotations {
+		info.Labels["buildkit.io/blob/annotation."+k] = v
+	}
+	e.blob(blob)
+	_, err := e.cs.Update(e.ctx, info)
+	require.NoError(e.t, err)
+	return desc
+}
+
 // ref makes a reference of layers, bottom first.
 func (e *env) ref(opts []cache.RefOption, layers ...ocispecs.Descriptor) cache.ImmutableRef {
 	e.t.Helper()

@@ -116,6 +116,9 @@ func (i *instance) Export(ctx context.Context, src *bkexporter.Source, info bkex
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	if i.rewriter != nil && info.InlineCache != nil {
+		info.InlineCache = i.rewriter.inlineCache(src, info.InlineCache)
+	}
 	response, finalize, desc, err := i.ExporterInstance.Export(ctx, wrapped, info)
 	if err != nil {
 		return nil, nil, nil, err

@@ -185,6 +185,22 @@ func TestRewriteTimestamp(t *testing.T) {
 	}
 }
 
+// TestRewriteTimestampOfCache has the layers of the base image as a build cache
+// gives them, made eStargz by whoever filled it: no digest tells what they were.
+func TestRewriteTimestampOfCache(t *testing.T) {
+	e := newEnv(t)
+	base := e.eStargz(tarOf(t, recent, 100, "base"))
+	src := &bkexporter.Source{
+		Ref:      e.ref(nil, base, e.blob(layerOf(t, recent, 100, "new"))),
+		Metadata: map[string][]byte{exptypes.ExporterImageBaseConfigKey: baseConfig(t, describe(t, layerOf(t, recent, 100, "base")))},
+	}
+	desc, err := e.export(src, with(attrs{"rewrite-timestamp": "true", "source-date-epoch": "1100000000", "force-compression": "true"}))
+	require.NoError(t, err)
+	img := e.image(desc)
+	require.Equal(t, base.Digest, img.Layers[0].Digest)
+	require.Equal(t, map[string]time.Time{"new": middle}, e.checkLayer(img, 1))
+}
+
 // TestEpochOf is which of the several epochs counts.
 func TestEpochOf(t *testing.T) {
 	attr := with(attrs{"force-compression": "true", "rewrite-timestamp": "true", "source-date-epoch": "1100000000"})

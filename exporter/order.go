@@ -34,9 +34,11 @@ type order struct {
 }
 
 // remote returns a remote with ordered layers. What stays as it is: layers that
-// are not eStargz, those that have a landmark already unless all are wanted, and
-// those of the base image that nobody has pulled. To look for a landmark in
-// these would mean to pull them, and a lazy base is worth more than its order.
+// are not eStargz, and those of the base image that have a landmark already or
+// that nobody has pulled, unless all are wanted. To look for a landmark in a
+// lazy one would mean to pull it, and a lazy base is worth more than its order.
+// A landmark in a layer of this build comes from the inline cache of another
+// one, which may have had another profile.
 func (o *order) remote(ctx context.Context, remote *solver.Remote) (*solver.Remote, error) {
 	layers, err := o.open(ctx, remote)
 	if err != nil {
@@ -50,7 +52,7 @@ func (o *order) remote(ctx context.Context, remote *solver.Remote) (*solver.Remo
 	done := progress.OneOff(ctx, fmt.Sprintf("ordering layers for %d files", len(o.profile.Files)))
 	eg, ctx := errgroup.WithContext(ctx)
 	for i, l := range layers {
-		if l == nil || l.HasLandmark() && !o.all {
+		if l == nil || l.HasLandmark() && !o.all && o.ofBase(remote.Descriptors[i]) {
 			continue
 		}
 		eg.Go(func() (err error) {
@@ -105,7 +107,7 @@ func (o *order) local(ctx context.Context, remote *solver.Remote, desc ocispecs.
 	if !cerrdefs.IsNotFound(err) {
 		return false, fmt.Errorf("layer %s: %w", desc.Digest, err)
 	}
-	if !o.all && slices.Contains(o.base, digest.Digest(desc.Annotations[labels.LabelUncompressed])) {
+	if !o.all && o.ofBase(desc) {
 		return false, nil
 	}
 	ra, err := remote.Provider.ReaderAt(ctx, desc) // which pulls it
@@ -113,6 +115,11 @@ func (o *order) local(ctx context.Context, remote *solver.Remote, desc ocispecs.
 		return false, fmt.Errorf("layer %s: %w", desc.Digest, err)
 	}
 	return true, ra.Close()
+}
+
+// ofBase says whether a layer is one of the base image, as it was there.
+func (o *order) ofBase(desc ocispecs.Descriptor) bool {
+	return slices.Contains(o.base, digest.Digest(desc.Annotations[labels.LabelUncompressed]))
 }
 
 func closeLayers(layers []*compression.Layer) {

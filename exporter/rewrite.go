@@ -22,6 +22,8 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
 )
 
 // rewriter does the work of rewrite-timestamp=true.
@@ -102,10 +104,16 @@ func (r *rewrite) remote(ctx context.Context, remote, source *solver.Remote) (*s
 	return &solver.Remote{Descriptors: descs, Provider: store}, nil
 }
 
-// unchanged counts the layers at the bottom that are the base image's.
+// unchanged counts the layers at the bottom that are the base image's. Those
+// that come from a build cache may have been made eStargz, or ordered, by the
+// build that filled it, which gave them other diffIDs.
 func (r *rewrite) unchanged(source *solver.Remote) int {
 	for i, desc := range source.Descriptors {
-		if i == len(r.base) || desc.Annotations[labels.LabelUncompressed] != r.base[i].String() {
+		if i == len(r.base) {
+			return i
+		}
+		_, converted := desc.Annotations[estargz.TOCDigestAnnotation]
+		if !converted && desc.Annotations[labels.LabelUncompressed] != r.base[i].String() {
 			return i
 		}
 	}

@@ -1,0 +1,66 @@
+package exporter
+
+import (
+	"archive/tar"
+	"bytes"
+	"io"
+	"testing"
+
+	bkexporter "github.com/moby/buildkit/exporter"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
+)
+
+// profileOf is what a frontend attaches to a result.
+func profileOf(t *testing.T, read ...string) map[string][]byte {
+	t.Helper()
+	p := &profile.Profile{}
+	for _, name := range read {
+		p.Files = append(p.Files, profile.File{Path: name, Size: 100})
+	}
+	packed, err := p.Pack()
+	require.NoError(t, err)
+	return map[string][]byte{profile.MetadataKey + "/" + thisPlatform(): packed}
+}
+
+// names lists the files of a layer in the order of its tar.
+func (e *env) names(desc ocispecs.Descriptor) (names []string) {
+	e.t.Helper()
+	for r := tar.NewReader(bytes.NewReader(gunzipped(e.t, e.read(desc)))); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			return names
+		}
+		require.NoError(e.t, err)
+		names = append(names, h.Name)
+	}
+}
+
+// A landmark in the base image is somebody's choice. In a layer of this build it
+// comes from the image that the inline cache was in.
+func TestLandmarks(t *testing.T) {
+	const landmark = ".prefetch.landmark"
+	e := newEnv(t)
+	base, own := e.eStargz(tarOf(t, old, 100, "base-a", landmark, "base-b")), e.eStargz(tarOf(t, old, 100, "own-a", landmark, "own-b"))
+	src := &bkexporter.Source{Ref: e.ref(nil, base, own), Metadata: profileOf(t, "base-b", "own-b")}
+	src.Metadata[exptypes.ExporterImageBaseConfigKey] = baseConfig(t, base)
+	export := func(more attrs) []ocispecs.Descriptor {
+		desc, err := e.export(src, with(more))
+		require.NoError(t, err)
+		img := e.image(desc)
+		e.checkLayer(img, 0)
+		e.checkLayer(img, 1)
+		return img.Layers
+	}
+
+	layers := export(nil)
+	require.Equal(t, base.Digest, layers[0].Digest)
+	require.Equal(t, []string{"own-b", landmark, "own-a"}, e.names(layers[1])[:3])
+
+	all := export(attrs{"estargz-reorder": "all"})
+	require.Equal(t, []string{"base-b", landmark, "base-a"}, e.names(all[0])[:3])
+	require.Equal(t, layers[1].Digest, all[1].Digest)
+}
