@@ -5,6 +5,7 @@
 //	hardfiles lower DIR          makes files
 //	hardfiles upper DIR          changes, links and deletes them, for a layer above
 //	hardfiles random FILE BYTES SEED
+//	hardfiles many DIR COUNT     makes small files, 1000 to a directory
 //	hardfiles manifest [-root R] DIR...
 package main
 
@@ -29,6 +30,8 @@ func main() {
 		err = upper(args[1])
 	case "random":
 		err = random(args[1], args[2], args[3])
+	case "many":
+		err = many(args[1], args[2])
 	case "manifest":
 		err = manifest(os.Args[2:])
 	default:
@@ -55,4 +58,22 @@ func random(file, size, seed string) error {
 	}
 	t := time.Unix(settled, 0)
 	return errors.Join(os.Chtimes(file, t, t), os.Chtimes(filepath.Dir(file), t, t))
+}
+
+// many writes that many files below dir, each with its own number in it.
+func many(dir, count string) error {
+	n, err := strconv.Atoi(count)
+	if err != nil {
+		return err
+	}
+	start := started()
+	m := &maker{dir: dir}
+	for i := range n {
+		if i%1000 == 0 {
+			m.mkdir(fmt.Sprint(i / 1000))
+		}
+		m.file(fmt.Sprintf("%d/%d", i/1000, i), fmt.Appendln(nil, i))
+	}
+	m.settle(start)
+	return m.err
 }

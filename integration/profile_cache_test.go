@@ -1,0 +1,66 @@
+package integration
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// maxCache is the --cache-to that takes everything along, profiles as well.
+func maxCache(ref string) string {
+	return "type=registry,mode=max,compression=estargz,force-compression=true,oci-mediatypes=true,image-manifest=true,ref=" + ref
+}
+
+// Another builder takes profile, order and digest from the remote cache.
+func TestProfileFromCache(t *testing.T) {
+	needs(t)
+	dir, image := readerImage(t, ""), repository(t)+":latest"
+	startDaemon(t, ours).build(t, dir, "--output", profiled(image), "--cache-to", maxCache(image+"-cache"))
+	p := startDaemon(t, ours).build(t, dir, "--output", profiled(image+"-again"), "--cache-from", "type=registry,ref="+image+"-cache")
+	_, cached := profileStep(t, p)
+	require.True(t, cached, p.text())
+	require.Equal(t, resolve(t, image).Digest, resolve(t, image+"-again").Digest)
+	requireRead(t, image+"-again", wantRead)
+}
+
+// A cache that holds the layers of the image alone has no place for a profile.
+// The steps are found there, the entrypoint runs again and the image is the
+// same. Steps that are the workload run again as well.
+func TestProfileFromSmallCache(t *testing.T) {
+	needs(t)
+	for _, c := range []struct{ name, to, from string }{
+		{"inline", "type=inline", "type=registry,ref=REF"},
+		{"min", "type=registry,mode=min,ref=REF-cache", "type=registry,ref=REF-cache"},
+	} {
+		for _, workload := range []string{"entrypoint", "run"} {
+			t.Run(c.name+" "+workload, func(t *testing.T) {
+				dir, image := readerImage(t, ""), repository(t)+":latest"
+				cache := func(s string) string { return strings.ReplaceAll(s, "REF", image) }
+				build := func(tag string, more ...string) *progress {
+					out := profiled(tag, reproducible, "estargz-profile="+workload)
+					return startDaemon(t, ours).build(t, dir, append(more, "--build-arg", "SOURCE_DATE_EPOCH=1750000000", "--output", out)...)
+				}
+				build(image, "--cache-to", cache(c.to))
+				p := build(image+"-again", "--cache-from", cache(c.from))
+				if workload == "entrypoint" {
+					requireStepsCached(t, p)
+					_, cached := profileStep(t, p)
+					require.False(t, cached)
+				}
+				require.Equal(t, onlyImage(t, image).Manifest.Layers, onlyImage(t, image+"-again").Manifest.Layers)
+				requireEStargz(t, image+"-again")
+			})
+		}
+	}
+}
+
+// requireStepsCached: no instruction of the Dockerfile was run.
+func requireStepsCached(t *testing.T, p *progress) {
+	t.Helper()
+	for _, v := range p.steps() {
+		if !strings.HasPrefix(v.Name, "[profile ") {
+			require.True(t, v.Cached || strings.Contains(v.Name, "] FROM "), "%s was not cached:\n%s", v.Name, p.text())
+		}
+	}
+}
