@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/integration/shaped"
@@ -108,7 +109,11 @@ func startSubjects(ctx context.Context, c *config, r *registry, all []*subject) 
 	defer func() { err = errors.Join(err, line.Close()) }()
 	for run := range c.runs {
 		for _, s := range all {
-			for _, side := range s.sides() {
+			sides := s.sides()
+			if run%2 == 1 { // who goes first has no advantage in the end
+				slices.Reverse(sides)
+			}
+			for _, side := range sides {
 				cold, err := startCold(ctx, c, line, s.name+":"+side.tag, s.ready)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", s.name, side.tag, err)

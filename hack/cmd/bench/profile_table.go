@@ -73,7 +73,8 @@ func (s *side) requests() int {
 }
 
 // prefetches is in how many requests the layer that took most got what lies in
-// front of its landmark.
+// front of its landmark. Before it reads anything the snapshotter asks where the
+// blob is, with a request for two bytes.
 func (s *side) prefetches() int {
 	landmarks := map[digest.Digest]int64{}
 	for _, l := range s.layers {
@@ -83,7 +84,7 @@ func (s *side) prefetches() int {
 		most, requests := 0, map[digest.Digest]int{}
 		for _, r := range c.requests {
 			var from int64
-			if _, err := fmt.Sscanf(r.Range, "bytes=%d-", &from); err == nil && from < landmarks[digest.Digest(r.Blob)] {
+			if _, err := fmt.Sscanf(r.Range, "bytes=%d-", &from); err == nil && r.Range != "bytes=0-1" && from < landmarks[digest.Digest(r.Blob)] {
 				requests[digest.Digest(r.Blob)]++
 				most = max(most, requests[digest.Digest(r.Blob)])
 			}
