@@ -50,6 +50,11 @@ func (p *inProcess) RoundTrip(r *http.Request) (*http.Response, error) {
 	stop := context.AfterFunc(ctx, func() { out.CloseWithError(ctx.Err()); body.CloseWithError(ctx.Err()) })
 	go func() {
 		defer stop()
+		defer func() {
+			if recover() != nil { // as net/http does when a handler aborts
+				out.CloseWithError(io.ErrUnexpectedEOF)
+			}
+		}()
 		p.serve(w, r.Clone(ctx))
 		w.WriteHeader(http.StatusOK)
 		out.Close()
@@ -81,6 +86,8 @@ type pipeWriter struct {
 	body    io.ReadCloser
 	once    sync.Once
 }
+
+func (w *pipeWriter) FlushError() error { return nil }
 
 func (w *pipeWriter) Header() http.Header { return w.header }
 

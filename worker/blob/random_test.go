@@ -65,7 +65,6 @@ func TestEverythingAtOnce(t *testing.T) {
 	require.Zero(t, stats.Running)
 	require.Zero(t, stats.Waiting)
 	require.NotZero(t, stats.Retries)
-	require.LessOrEqual(t, links.storage.peak+mirror.peak, 2*4)
 
 	mirror.Close()
 	links.registry.Close()

@@ -36,10 +36,6 @@ type registry struct {
 
 	mu       sync.Mutex
 	requests []*http.Request
-	running  int
-	peak     int
-	bytes    int64 // asked for and not yet sent
-	peakByte int64
 }
 
 // A trouble answers a request, or returns false and leaves it to others.
@@ -53,8 +49,7 @@ func serve(t testing.TB, blob []byte, troubles ...trouble) *registry {
 }
 
 func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	r.begin(req)
-	defer r.end()
+	r.remember(req)
 	for _, f := range r.troubles {
 		if f(w, req) {
 			return
@@ -67,18 +62,10 @@ func sendBlob(w http.ResponseWriter, r *http.Request, blob []byte) {
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(blob))
 }
 
-func (r *registry) begin(req *http.Request) {
+func (r *registry) remember(req *http.Request) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.requests = append(r.requests, req.Clone(context.Background()))
-	r.running++
-	r.peak = max(r.peak, r.running)
-}
-
-func (r *registry) end() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.running--
 }
 
 // ranges are those that were asked for.
@@ -191,12 +178,15 @@ func isSuffix(r *http.Request) bool {
 	return bytes.HasPrefix([]byte(r.Header.Get("Range")), []byte("bytes=-"))
 }
 
-// cut sends n bytes of the right answer and then ends the connection.
+// cut sends n bytes of the right answer and then ends the connection, unless
+// that was all.
 func cut(blob []byte, n int, end func(w http.ResponseWriter, r *http.Request)) trouble {
 	return func(w http.ResponseWriter, r *http.Request) bool {
-		sendBlob(&cutWriter{ResponseWriter: w, left: n}, r, blob)
-		http.NewResponseController(w).Flush()
-		end(w, r)
+		sent := &cutWriter{ResponseWriter: w, left: n}
+		if sendBlob(sent, r, blob); sent.cut {
+			http.NewResponseController(w).Flush()
+			end(w, r)
+		}
 		return true
 	}
 }
@@ -204,13 +194,14 @@ func cut(blob []byte, n int, end func(w http.ResponseWriter, r *http.Request)) t
 type cutWriter struct {
 	http.ResponseWriter
 	left int
+	cut  bool
 }
 
 func (w *cutWriter) Write(p []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(p[:min(len(p), w.left)])
 	w.left -= n
 	if err == nil && n < len(p) {
-		err = io.ErrShortWrite
+		w.cut, err = true, io.ErrShortWrite
 	}
 	return n, err
 }

@@ -1,0 +1,156 @@
+package blob
+
+import (
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// gaps are the times between requests.
+func (p *inProcess) gaps() []time.Duration {
+	var all []time.Duration
+	for i := range p.times[1:] {
+		all = append(all, p.times[i+1].Sub(p.times[i]))
+	}
+	return all
+}
+
+// Waits double up to a limit, and are not the same for everybody.
+func TestBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		blob := contents(100)
+		unavailable := first(9, status(503))
+		h := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) {
+			if !unavailable(w, r) {
+				sendBlob(w, r, blob)
+			}
+		}}
+		wantRange(t, NewLine(Options{}).Open(someDigest, source(h.host())), blob, 0, 100)
+		gaps, most := h.gaps(), firstWait
+		require.Len(t, gaps, 9)
+		for _, gap := range gaps {
+			require.LessOrEqual(t, gap, most)
+			require.GreaterOrEqual(t, gap, most/2)
+			most = min(2*most, maxWait)
+		}
+		require.Equal(t, maxWait, most)
+	})
+}
+
+func TestRetryAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		blob := contents(100)
+		seconds := first(1, status(429, "Retry-After", "7"))
+		date := first(1, status(503, "Retry-After", time.Now().Add(20*time.Second).UTC().Format(http.TimeFormat)))
+		nonsense := first(1, status(503, "Retry-After", "soon"))
+		h := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) {
+			if !seconds(w, r) && !date(w, r) && !nonsense(w, r) {
+				sendBlob(w, r, blob)
+			}
+		}}
+		wantRange(t, NewLine(Options{}).Open(someDigest, source(h.host())), blob, 0, 100)
+		gaps := h.gaps()
+		require.Equal(t, 7*time.Second, gaps[0])
+		require.InDelta(t, 13, gaps[1].Seconds(), 1)
+		require.LessOrEqual(t, gaps[2], 4*firstWait)
+	})
+}
+
+// What comes just before the deadline counts, and nothing is tried after it.
+func TestDeadlineToTheSecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		blob := contents(100)
+		start := time.Now()
+		back := start.Add(2*time.Minute - 1)
+		h := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) {
+			if time.Now().Before(back) {
+				status(503)(w, r)
+			} else {
+				sendBlob(w, r, blob)
+			}
+		}}
+		b := NewLine(Options{}).Open(someDigest, source(h.host()))
+		wantRange(t, b, blob, 0, 100)
+		require.Equal(t, 2*time.Minute, time.Since(start))
+
+		start = time.Now()
+		back = start.Add(time.Hour)
+		e := wantError(t, b)
+		require.Equal(t, 2*time.Minute, time.Since(start))
+		require.EqualError(t, e, "layer "+someDigest.String()+" from registry.example: gave up after 2m0s: 503 Service Unavailable")
+	})
+}
+
+// Each byte sets a new deadline.
+func TestDeadlineIsForOneByte(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		blob := contents(100)
+		h := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(9 * time.Second)
+			cut(blob, 1, truncate)(w, r)
+		}}
+		start := time.Now()
+		wantRange(t, NewLine(Options{}).Open(someDigest, source(h.host())), blob, 0, 100)
+		require.Equal(t, 100, h.requests())
+		require.Greater(t, time.Since(start), 15*time.Minute)
+	})
+}
+
+// A server that needs long before it says something gets it in the end, and one
+// that never does is given up.
+func TestPatienceWithSlowServers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		blob := contents(100)
+		needs := 35 * time.Second
+		h := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) {
+			select {
+			case <-time.After(needs):
+				sendBlob(w, r, blob)
+			case <-r.Context().Done():
+			}
+		}}
+		b := NewLine(Options{}).Open(someDigest, source(h.host()))
+		start := time.Now()
+		wantRange(t, b, blob, 0, 100)
+		require.Equal(t, 3, h.requests())
+		require.Less(t, time.Since(start), 70*time.Second)
+
+		needs = time.Hour
+		require.ErrorContains(t, wantError(t, b), "no byte came for 1m20s")
+	})
+}
+
+// A body may take much longer than any deadline, as long as something comes.
+func TestSlowBody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &shapedLine{roundTrip: time.Second, rate: 10e3}
+		h := &inProcess{serve: line.serve}
+		b := NewLine(Options{}).Open(someDigest, source(h.host()))
+		require.Equal(t, 1001*time.Second, timeOf(t, b.With(Wanted), 0, 10e6).Round(time.Second))
+		require.Equal(t, 1, h.requests())
+	})
+}
+
+// What wears a reader out is not a fault of the server.
+func TestSlowReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		blob := contents(1 << 20)
+		h := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) { sendBlob(w, r, blob) }}
+		b := NewLine(Options{}).Open(someDigest, source(h.host()))
+		rc, err := b.With(Wanted).Range(t.Context(), 0, 1<<20)
+		require.NoError(t, err)
+		defer rc.Close()
+		buf := make([]byte, 1<<20)
+		for got := 0; got < len(buf); {
+			n, err := rc.Read(buf[got:])
+			require.NoError(t, err)
+			got += n
+			time.Sleep(time.Minute)
+		}
+		require.Equal(t, blob, buf)
+		require.Equal(t, 1, h.requests())
+	})
+}
