@@ -272,31 +272,30 @@ func within(t *testing.T, limit time.Duration, do func()) {
 	}
 }
 
-var workloadCommand = func() func(t *testing.T) string {
-	var once sync.Once
-	var name string
-	return func(t *testing.T) string {
-		t.Helper()
-		once.Do(func() {
-			dir, err := os.MkdirTemp("", "record-workload")
-			check(t, err)
-			build := exec.Command("go", "build", "-o", dir+"/workload", "./testdata/workload")
-			build.Env = append(os.Environ(), "CGO_ENABLED=0")
-			if out, err := build.CombinedOutput(); err != nil {
-				t.Fatalf("%v\n%s", err, out)
-			}
-			name = dir + "/workload"
-		})
-		return name
+// binaries is where workloadCommand builds.
+var binaries string
+
+var buildWorkload = sync.OnceValues(func() ([]byte, error) {
+	build := exec.Command("go", "build", "-o", binaries, "./testdata/workload")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	return build.CombinedOutput()
+})
+
+func workloadCommand(t *testing.T) string {
+	t.Helper()
+	if out, err := buildWorkload(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
 	}
-}()
+	return filepath.Join(binaries, "workload")
+}
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	dirs, _ := filepath.Glob(os.TempDir() + "/record-workload*")
-	for _, dir := range dirs {
-		os.RemoveAll(dir)
+	var err error
+	if binaries, err = os.MkdirTemp("", "record-workload"); err != nil {
+		panic(err)
 	}
+	code := m.Run()
+	os.RemoveAll(binaries)
 	os.Exit(code)
 }
 

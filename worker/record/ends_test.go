@@ -89,6 +89,9 @@ func TestFullDisk(t *testing.T) {
 				t.Errorf("%+v, stderr %q", sum, s.stderr.String())
 			}
 			noProcess(t, "4711")
+			if left, err := os.ReadDir(s.upper); err != nil || len(left) > 0 {
+				t.Errorf("left on the disk: %v, %v", left, err)
+			}
 		})
 	}
 }

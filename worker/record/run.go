@@ -47,16 +47,16 @@ func (r run) record(ctx context.Context, root executor.Mount, output executor.Mo
 		return recorder, err
 	}
 	s.Seconds = time.Since(begin).Seconds()
-	if r.opts.IgnoreExit {
-		if err := here.discard(); err != nil {
-			return recorder, fmt.Errorf("record: what the workload wrote: %w", err)
-		}
-	}
 	p := &profile.Profile{}
 	if w.err == nil && s.End != EndStart {
 		p = w.profile()
 	}
 	s.count(p)
+	if r.opts.IgnoreExit {
+		if err := here.discard(); err != nil {
+			return recorder, fmt.Errorf("record: what the workload wrote: %w", err)
+		}
+	}
 	return recorder, r.report(ctx, output, p, s)
 }
 
