@@ -33,7 +33,11 @@ func (s *Store) Add(ctx context.Context, key Key, size int64, tail []byte, rest 
 }
 
 func (s *Store) add(ctx context.Context, dir string, key Key, size int64, tail []byte, rest Range) error {
-	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+	_, err := s.Layer(key)
+	if errors.Is(err, errIndex) {
+		err = errors.Join(s.Remove(key), fs.ErrNotExist)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	x, err := s.build(ctx, key, size, tail, rest)

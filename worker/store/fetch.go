@@ -88,8 +88,8 @@ type fetcher struct {
 	from    io.Reader
 	in      *bufio.Reader // of the same
 	stream  *stream
-	at      int64  // in the blob, of the next byte
-	left    []item // whose bytes did not arrive yet
+	at      int64                 // in the blob, of the next byte
+	left    []item                // whose bytes did not arrive yet
 	corrupt atomic.Bool           // since complain
 	failed  atomic.Pointer[error] // why nothing more can be saved
 }
@@ -225,7 +225,6 @@ func (f *fetcher) land(i item, err error) {
 	l := f.layer
 	switch {
 	case err == nil:
-		l.failure.Store(nil)
 		l.land(i.chunk, i.flight, nil)
 		return
 	case errors.Is(err, errCorrupt):

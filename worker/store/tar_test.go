@@ -4,9 +4,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"math/rand/v2"
+	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -76,7 +76,7 @@ func text(seed uint64, n int) string {
 	r := rand.New(rand.NewPCG(seed, 1))
 	b := make([]byte, 0, n+16)
 	for len(b) < n {
-		b = fmt.Appendf(b, "%x ", r.IntN(4096))
+		b = append(strconv.AppendUint(b, uint64(r.IntN(4096)), 16), ' ')
 	}
 	return string(b[:n])
 }

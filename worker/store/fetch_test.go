@@ -1,0 +1,285 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
+)
+
+// numbered are n files of about that many bytes.
+func numbered(n, size int) []tarEntry {
+	var entries []tarEntry
+	for i := range n {
+		entries = append(entries, file(fmt.Sprintf("%03d", i), text(uint64(i), size+i)))
+	}
+	return entries
+}
+
+// check reads files that numbered made.
+func check(t testing.TB, l *Layer, size int, numbers ...int) {
+	t.Helper()
+	for _, i := range numbers {
+		got, err := read(l, find(t, l, fmt.Sprintf("%03d", i)))
+		require.NoError(t, err)
+		require.True(t, got == text(uint64(i), size+i), i)
+	}
+}
+
+// bytesOf adds up requests.
+func asked(fakes ...*fake) (sum int64) {
+	for _, f := range fakes {
+		for _, r := range f.asked() {
+			sum += r.n
+		}
+	}
+	return sum
+}
+
+// TestSameChunkIsFetchedOnce reads two layers that share files, one after the
+// other.
+func TestSameChunkIsFetchedOnce(t *testing.T) {
+	shared := append(numbered(50, 3000), file("large", text(99, 2<<20)))
+	one := blobOf(t, estargz.Options{ChunkSize: 300_000}, append([]tarEntry{file("one", text(100, 5000))}, shared...)...)
+	two := blobOf(t, estargz.Options{ChunkSize: 300_000}, append(shared, file("two", text(200, 5000)))...)
+	s := openStore(t)
+	l1, l2 := addedTo(t, s, one), addedTo(t, s, two)
+	f1, f2 := &fake{data: one.data, window: 200_000}, &fake{data: two.data, window: 200_000}
+	l1.Connect(f1.all())
+	l2.Connect(f2.all())
+	require.NoError(t, l1.Fill(t.Context()))
+	check(t, l2, 3000, 7, 3, 49)
+	got, err := read(l2, find(t, l2, "large"))
+	require.NoError(t, err)
+	require.True(t, got == text(99, 2<<20))
+	require.Empty(t, f2.asked())
+	require.EqualValues(t, 2<<20+3*3000+59, l2.Stats().Copied)
+	require.NoError(t, l2.Fill(t.Context()))
+	k := l2.index.chunk(l2.index.Chunks - 1)
+	require.Equal(t, []span{{k.Offset, int64(k.Length)}}, f2.asked(), "the file that is new")
+	file, ok := l2.Backing(find(t, l2, "large"))
+	require.True(t, ok)
+	require.NoError(t, file.Close())
+
+	// Its copy lives on without the original.
+	require.NoError(t, s.Remove(one.key))
+	require.NoError(t, s.Remove(one.key))
+	check(t, l2, 3000, 7, 20)
+}
+
+// TestSharedChunksInFlight fills two layers with the same files at a time, and
+// reads them too.
+func TestSharedChunksInFlight(t *testing.T) {
+	const n = 300
+	one := blobOf(t, estargz.Options{}, numbered(n, 3000)...)
+	two := blobOf(t, estargz.Options{Level: 1}, numbered(n, 3000)...)
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t)
+		f1, f2 := &fake{data: one.data, window: 50_000}, &fake{data: two.data, window: 50_000}
+		first := make(chan struct{}) // the requests of one layer come late
+		f1.answer = func(_ context.Context, _ int, p []byte) (io.ReadCloser, error) {
+			<-first
+			return io.NopCloser(bytes.NewReader(p)), nil
+		}
+		l1, l2 := addedTo(t, s, one), addedTo(t, s, two)
+		l1.Connect(f1.all())
+		l2.Connect(f2.all())
+		done := make(chan error)
+		go func() { done <- l1.Fill(t.Context()) }()
+		synctest.Wait()
+		go func() { done <- l2.Fill(t.Context()) }()
+		go func() { check(t, l2, 3000, 0, 1, 2); done <- nil }()
+		synctest.Wait()
+		require.Equal(t, n, l1.Stats().Present+len(s.flights.by)+int(l2.Stats().Present), "each chunk is with one layer")
+		close(first)
+		for range 3 {
+			require.NoError(t, <-done)
+		}
+		require.Equal(t, n, l1.Stats().Present)
+		require.Equal(t, n, l2.Stats().Present)
+		copied := l1.Stats().Copied + l2.Stats().Copied
+		require.EqualValues(t, n*3000+n*(n-1)/2, copied, "one of both copied each chunk")
+		check(t, l1, 3000, 5, 150, 299)
+		check(t, l2, 3000, 5, 150, 299)
+	})
+}
+
+// TestSameFileInOneLayer has many files with the same contents.
+func TestSameFileInOneLayer(t *testing.T) {
+	var entries []tarEntry
+	for i := range 5000 {
+		entries = append(entries, file(fmt.Sprintf("%04d", i), "# the same in every package\n"))
+	}
+	b := blobOf(t, estargz.Options{Level: 1}, entries...)
+	l := addedTo(t, openStore(t), b)
+	f := &fake{data: b.data, window: 10_000}
+	l.Connect(f.all())
+	require.NoError(t, l.Fill(t.Context()))
+	require.Len(t, f.asked(), 1)
+	require.Equal(t, 5000, l.Stats().Present)
+	got, err := read(l, find(t, l, "4999"))
+	require.NoError(t, err)
+	require.Equal(t, "# the same in every package\n", got)
+}
+
+// TestPrefetch asks for what is before the landmark, and for no more.
+func TestPrefetch(t *testing.T) {
+	order := []string{"099", "005", "large", "006"}
+	entries := append(numbered(100, 3000), file("large", text(7, 3<<20)))
+	b := blobOf(t, estargz.Options{Order: order}, entries...)
+	l := addedTo(t, openStore(t), b)
+	f, none := &fake{data: b.data, window: 4000}, &fake{}
+	l.Connect(Blobs{Wanted: none, Prefetch: f, Background: none})
+	require.NoError(t, l.Prefetch(t.Context()))
+	require.Len(t, f.asked(), 1)
+	require.Equal(t, len(order), l.Stats().Present)
+	require.NoError(t, l.Prefetch(t.Context()))
+	check(t, l, 3000, 99, 5, 6)
+	require.Len(t, f.asked(), 1)
+	require.Empty(t, none.asked())
+	for _, opts := range []estargz.Options{{}, {Order: []string{}}} {
+		b := blobOf(t, opts, entries...)
+		l := addedTo(t, openStore(t), b)
+		require.NoError(t, l.Prefetch(t.Context()))
+		require.Zero(t, l.Stats().Present)
+	}
+}
+
+// TestFillFollowsReaders goes on where somebody reads.
+func TestFillFollowsReaders(t *testing.T) {
+	b := blobOf(t, estargz.Options{}, numbered(400, 3000)...)
+	synctest.Test(t, func(t *testing.T) {
+		l := addedTo(t, openStore(t), b)
+		wanted, back := &fake{data: b.data, window: 10_000}, &fake{data: b.data, window: 10_000}
+		step := make(chan struct{})
+		back.answer = func(_ context.Context, _ int, p []byte) (io.ReadCloser, error) {
+			<-step
+			return io.NopCloser(bytes.NewReader(p)), nil
+		}
+		l.Connect(Blobs{Wanted: wanted, Prefetch: wanted, Background: back})
+		done := make(chan error)
+		go func() { done <- l.Fill(t.Context()) }()
+		synctest.Wait()
+		require.Len(t, back.asked(), 2, "one arrives, the next is asked for")
+		check(t, l, 3000, 200)
+		step <- struct{}{}
+		synctest.Wait()
+		last := back.asked()[2]
+		require.Equal(t, wanted.asked()[0].off+wanted.asked()[0].n, last.off)
+		close(step)
+		require.NoError(t, <-done)
+		require.Equal(t, 400, l.Stats().Present)
+		require.LessOrEqual(t, asked(wanted, back), l.size)
+	})
+}
+
+func TestFillEndsWithItsContext(t *testing.T) {
+	b := blobOf(t, estargz.Options{}, numbered(100, 3000)...)
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t)
+		l := addedTo(t, s, b)
+		f := &fake{data: b.data, window: 10_000}
+		f.answer = func(ctx context.Context, request int, p []byte) (io.ReadCloser, error) {
+			if request == 0 {
+				return io.NopCloser(bytes.NewReader(p)), nil
+			}
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		l.Connect(f.all())
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- l.Fill(ctx) }()
+		synctest.Wait()
+		// A reader of a chunk that is on its way does not end with it.
+		read := make(chan struct{})
+		go func() {
+			check(t, l, 3000, l.Stats().Present)
+			close(read)
+		}()
+		synctest.Wait()
+		f.answer = nil
+		cancel()
+		require.ErrorIs(t, <-done, context.Canceled)
+		<-read
+		require.NoError(t, l.Stats().Failure)
+	})
+}
+
+// TestHurry reads what a prefetch is about to bring.
+func TestHurry(t *testing.T) {
+	b := blobOf(t, estargz.Options{Order: []string{"000", "001", "002"}}, numbered(10, 3000)...)
+	synctest.Test(t, func(t *testing.T) {
+		l := addedTo(t, openStore(t), b)
+		arrive := make(chan struct{})
+		f, wanted := &fake{data: b.data}, &fake{data: b.data}
+		f.answer = func(_ context.Context, _ int, p []byte) (io.ReadCloser, error) {
+			return io.NopCloser(io.MultiReader(bytes.NewReader(p[:100]), waiting(arrive), bytes.NewReader(p[100:]))), nil
+		}
+		l.Connect(Blobs{Wanted: wanted, Prefetch: f, Background: f})
+		done := make(chan error)
+		go func() { done <- l.Prefetch(t.Context()) }()
+		synctest.Wait()
+		require.Zero(t, f.hurried)
+		go func() { check(t, l, 3000, 2); done <- nil }()
+		synctest.Wait()
+		require.Equal(t, 1, f.hurried)
+		close(arrive)
+		require.NoError(t, <-done)
+		require.NoError(t, <-done)
+		require.Empty(t, wanted.asked())
+	})
+}
+
+// waiting is a reader that has nothing, but not at once.
+type waiting chan struct{}
+
+func (w waiting) Read([]byte) (int, error) {
+	<-w
+	return 0, io.EOF
+}
+
+// TestRemoveEndsWhatIsUnderWay removes a layer that is being read and filled.
+func TestRemoveEndsWhatIsUnderWay(t *testing.T) {
+	b := blobOf(t, estargz.Options{}, numbered(100, 3000)...)
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t)
+		l := addedTo(t, s, b)
+		f := &fake{data: b.data, window: 10_000}
+		f.answer = func(ctx context.Context, request int, p []byte) (io.ReadCloser, error) {
+			if request > 0 {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return io.NopCloser(bytes.NewReader(p)), nil
+		}
+		l.Connect(f.all())
+		check(t, l, 3000, 0)
+		done := make(chan error)
+		go func() { done <- l.Fill(t.Context()) }()
+		go func() { _, err := read(l, find(t, l, "050")); done <- err }()
+		synctest.Wait()
+		require.NoError(t, s.Remove(b.key))
+		require.Error(t, <-done)
+		require.Error(t, <-done)
+		require.NoDirExists(t, l.dir)
+		_, err := read(l, find(t, l, "050"))
+		require.ErrorContains(t, err, "file already closed")
+		require.Len(t, walk(t, l), 101, "the tree stays")
+		keys, err := s.Keys()
+		require.NoError(t, err)
+		require.Empty(t, keys)
+
+		// It can come again.
+		l = addedTo(t, s, b)
+		f.answer = nil
+		l.Connect(f.all())
+		check(t, l, 3000, 50)
+	})
+}
