@@ -14,14 +14,14 @@ import (
 // changes the image, and all of it is about the ordered one.
 func TestProfileAndEverythingElse(t *testing.T) {
 	needs(t)
-	dir, scanner := readerImage(t, ""), scannerImage(t)
+	dir, scanner := dataImage(t), scannerImage(t)
 	build := func(tag string) string {
 		image := repository(t) + ":" + tag
 		startDaemon(t, ours).build(t, dir, "--no-cache", "--build-arg", "SOURCE_DATE_EPOCH=1750000000",
 			"--attest", "type=provenance,mode=max", "--attest", "type=sbom,generator="+scanner,
 			"--cache-to", "type=inline", "--cache-to", maxCache(image+"-cache"),
 			"--output", profiled(image, reproducible))
-		requireRead(t, image, wantRead)
+		requireRead(t, image, wantDataRead)
 		return image
 	}
 	image := build("one")
@@ -35,8 +35,8 @@ func TestProfileAndEverythingElse(t *testing.T) {
 			predicates[s.PredicateType] = s.Predicate
 		}
 		require.Len(t, predicates, 2)
-		require.Contains(t, string(predicates["https://slsa.dev/provenance/v1"]), "/run.sh")
-		require.Contains(t, string(predicates["https://spdx.dev/Document"]), "run.sh")
+		require.Contains(t, string(predicates["https://slsa.dev/provenance/v1"]), "etc/passwd")
+		require.Contains(t, string(predicates["https://spdx.dev/Document"]), "crash")
 	})
 	t.Run("reproducible", func(t *testing.T) {
 		require.Equal(t, onlyImage(t, image).Descriptor.Digest, onlyImage(t, build("two")).Descriptor.Digest)

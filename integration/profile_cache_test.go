@@ -29,29 +29,29 @@ func TestProfileFromCache(t *testing.T) {
 // same. Steps that are the workload run again as well.
 func TestProfileFromSmallCache(t *testing.T) {
 	needs(t)
-	for _, c := range []struct{ name, to, from string }{
-		{"inline", "type=inline", "type=registry,ref=REF"},
-		{"min", "type=registry,mode=min,ref=REF-cache", "type=registry,ref=REF-cache"},
+	first, dir := startDaemon(t, ours), dataImage(t)
+	for _, c := range []struct{ name, workload, to, from string }{
+		{"inline", "entrypoint", "type=inline", "type=registry,ref=REF"},
+		{"inline, steps", "run", "type=inline", "type=registry,ref=REF"},
+		{"min", "entrypoint", "type=registry,mode=min,ref=REF-cache", "type=registry,ref=REF-cache"},
+		{"min, steps", "run", "type=registry,mode=min,ref=REF-cache", "type=registry,ref=REF-cache"},
 	} {
-		for _, workload := range []string{"entrypoint", "run"} {
-			t.Run(c.name+" "+workload, func(t *testing.T) {
-				dir, image := readerImage(t, ""), repository(t)+":latest"
-				cache := func(s string) string { return strings.ReplaceAll(s, "REF", image) }
-				build := func(tag string, more ...string) *progress {
-					out := profiled(tag, reproducible, "estargz-profile="+workload)
-					return startDaemon(t, ours).build(t, dir, append(more, "--build-arg", "SOURCE_DATE_EPOCH=1750000000", "--output", out)...)
-				}
-				build(image, "--cache-to", cache(c.to))
-				p := build(image+"-again", "--cache-from", cache(c.from))
-				if workload == "entrypoint" {
-					requireStepsCached(t, p)
-					_, cached := profileStep(t, p)
-					require.False(t, cached)
-				}
-				require.Equal(t, onlyImage(t, image).Manifest.Layers, onlyImage(t, image+"-again").Manifest.Layers)
-				requireEStargz(t, image+"-again")
-			})
-		}
+		t.Run(c.name, func(t *testing.T) {
+			image := repository(t) + ":latest"
+			build := func(d *daemon, tag string, more ...string) *progress {
+				out := profiled(tag, reproducible, "estargz-profile="+c.workload)
+				return d.build(t, dir, append(more, "--build-arg", "SOURCE_DATE_EPOCH=1750000000", "--output", out)...)
+			}
+			build(first, image, "--cache-to", strings.ReplaceAll(c.to, "REF", image))
+			p := build(startDaemon(t, ours), image+"-again", "--cache-from", strings.ReplaceAll(c.from, "REF", image))
+			if c.workload == "entrypoint" {
+				requireStepsCached(t, p)
+				_, cached := profileStep(t, p)
+				require.False(t, cached)
+			}
+			require.Equal(t, onlyImage(t, image).Manifest.Layers, onlyImage(t, image+"-again").Manifest.Layers)
+			requireEStargz(t, image+"-again")
+		})
 	}
 }
 

@@ -25,24 +25,24 @@ func TestProfileOfBadWorkloads(t *testing.T) {
 	dir, plain := dataImage(t), repository(t)+":none"
 	d.build(t, dir, "--output", estargz(plain))
 	requireNothingLeft(t, d.dir)
-	idle := "estargz-profile-idle=500ms"
+	idle := "estargz-profile-idle=1s"
 	for _, c := range []struct {
-		name, command, warning string
-		attributes             []string
+		name, command, end string
+		attributes         []string
 	}{
-		{"fails", "cat first; exit 7", "exit code 7", nil},
-		{"aborts", "cat first; sh -c 'kill -ABRT $$'; exit $?", "exit code 134", nil},
-		{"takes too long", "cat first; " + forever, "", []string{"estargz-profile-period=500ms"}},
-		{"is idle", "cat first; " + forever, "", []string{idle}},
-		{"gets ready", "cat first; echo is ready now; " + forever, "", []string{"estargz-profile-ready=ready", "estargz-profile-idle=1h", "estargz-profile-period=1h"}},
-		{"ignores TERM", "trap '' TERM; cat first; while true; do " + forever + "; done", "", []string{idle}},
-		{"takes no notice of TERM", "trap 'echo no' TERM; cat first; while true; do " + forever + "; done", "", []string{idle}},
-		{"leaves daemons behind", "cat first; (" + forever + " &) ; (setsid " + forever + " &)", "", nil},
-		{"is a daemon with children", "cat first; (" + forever + " &) ; (setsid " + forever + " &); " + forever, "", []string{idle}},
-		{"deletes", "cat first; rm -rf /data /crash /bin", "", nil},
-		{"changes", "cat first; for f in first /crash; do mv $f $f.old; echo new >$f; chmod 0 $f; chown 1:1 $f; done", "", nil},
-		{"changes user", "su user -c 'cat first; id -u'; setpriv --nnp cat first", "", nil},
-		{"mounts", "cat first; unshare -m true; mount -t tmpfs none /data; true", "", nil},
+		{"fails", "cat first; exit 7", "(exit), exit code 7", nil},
+		{"aborts", "cat first; sh -c 'kill -ABRT $$'; exit $?", "(exit), exit code 134", nil},
+		{"takes too long", "cat first; " + forever, "(period)", []string{"estargz-profile-period=1s"}},
+		{"is idle", "cat first; " + forever, "(idle)", []string{idle}},
+		{"gets ready", "cat first; echo is ready now; " + forever, "(ready)", []string{"estargz-profile-ready=ready", "estargz-profile-idle=1h", "estargz-profile-period=1h"}},
+		{"ignores TERM", "trap '' TERM; cat first; while true; do " + forever + "; done", "(idle)", []string{idle}},
+		{"takes no notice of TERM", "trap 'echo no' TERM; cat first; while true; do " + forever + "; done", "(idle)", []string{idle}},
+		{"leaves daemons behind", "cat first; (" + forever + " &) ; (setsid " + forever + " &)", "(exit)", nil},
+		{"is a daemon with children", "cat first; (" + forever + " &) ; (setsid " + forever + " &); " + forever, "(idle)", []string{idle}},
+		{"deletes", "cat first; rm -rf /data /crash /bin", "(exit)", nil},
+		{"changes", "cat first; for f in first /crash; do mv $f $f.old; echo new >$f; chmod 0 $f; chown 1:1 $f; done", "(exit)", nil},
+		{"changes user", "su user -c 'cat first; id -u'; setpriv --nnp cat first", "(exit)", nil},
+		{"mounts", "cat first; unshare -m true; mount -t tmpfs none /data; true", "(exit)", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p, image := d.profileOf(t, dir, []string{"sh", "-c", c.command}, c.attributes...)
@@ -50,10 +50,11 @@ func TestProfileOfBadWorkloads(t *testing.T) {
 			require.Equal(t, "data/first", layers[len(layers)-1])
 			requireNothingLeft(t, d.dir)
 			requireOnlyOrdered(t, plain, image)
-			if c.warning == "" {
-				require.Empty(t, p.warnings)
+			require.Contains(t, p.logs.String(), c.end+"\n")
+			if failed := strings.Contains(c.end, "code"); failed {
+				require.Contains(t, strings.Join(p.warnings, "\n"), c.end)
 			} else {
-				require.Contains(t, strings.Join(p.warnings, "\n"), c.warning)
+				require.Empty(t, p.warnings)
 			}
 		})
 	}
@@ -74,23 +75,7 @@ func TestProfileOfBadWorkloads(t *testing.T) {
 	})
 }
 
-// dataImage has files to read, a user, and a program that crashes.
-func dataImage(t *testing.T) string {
-	t.Helper()
-	return writeFiles(t, map[string]string{
-		"Dockerfile": `
-FROM ` + busybox(t) + `
-COPY --chmod=755 crash /crash
-RUN mkdir -p /etc && echo user:x:1000:1000::/:/bin/sh >/etc/passwd
-WORKDIR /data
-COPY first unused /data/
-`,
-		"crash": program386(t, crashes),
-		"first": "first\n", "unused": "unused\n",
-	})
-}
-
-// profileOf builds with that command as the workload, which may not take long.
+// profileOf builds with that command as the workload.
 func (d *daemon) profileOf(t *testing.T, dir string, command []string, attributes ...string) (*progress, string) {
 	t.Helper()
 	var words []string
@@ -98,10 +83,8 @@ func (d *daemon) profileOf(t *testing.T, dir string, command []string, attribute
 		words = append(words, "'"+strings.ReplaceAll(word, "'", `'\''`)+"'")
 	}
 	image := repository(t) + ":latest"
-	start := time.Now()
-	p := d.build(t, dir, "--output", profiled(image, append(attributes, `"estargz-profile-cmd=`+strings.Join(words, " ")+`"`)...))
-	require.Less(t, time.Since(start), 10*time.Second)
-	return p, image
+	attributes = append(attributes, `"estargz-profile-cmd=`+strings.Join(words, " ")+`"`)
+	return d.build(t, dir, "--output", profiled(image, attributes...)), image
 }
 
 // requireNothingLeft: nothing is mounted below the directories, and no process
@@ -116,10 +99,12 @@ func requireNothingLeft(t *testing.T, dirs ...string) {
 func mountsBelow(t *testing.T, dirs []string) (points string) {
 	t.Helper()
 	for _, dir := range dirs {
-		infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir + "/"))
+		infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 		require.NoError(t, err)
 		for _, info := range infos {
-			points += info.Mountpoint + "\n"
+			if info.Mountpoint != dir {
+				points += info.Mountpoint + "\n"
+			}
 		}
 	}
 	return points
@@ -157,7 +142,6 @@ CMD ["sh", "-c", "for dir in /many/*/; do cat $dir/*; done >/dev/null"]
 	start := time.Now()
 	p := d.build(t, dir, "--output", profiled(image, "estargz-profile-period=1m"))
 	t.Logf("build of an image of %d files, all of them read: %v", many, time.Since(start))
-	require.Less(t, time.Since(start), time.Minute)
 	require.Empty(t, p.warnings)
 	layers := prioritized(t, onlyImage(t, image))
 	require.Len(t, strings.Fields(layers[len(layers)-2]), many)

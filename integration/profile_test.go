@@ -36,6 +36,27 @@ CMD ["sh", "/run.sh"]
 // wantRead are the layers of readerImage, above those of the base.
 var wantRead = []string{"nothing", "data/first", "data/second", "run.sh"}
 
+// dataImage is smaller: files to read, of which it reads two, a user, and a
+// program that crashes.
+func dataImage(t *testing.T) string {
+	t.Helper()
+	return writeFiles(t, map[string]string{
+		"Dockerfile": `
+FROM ` + busybox(t) + `
+COPY --chmod=755 crash /crash
+RUN mkdir -p /etc && echo user:x:1000:1000::/:/bin/sh >/etc/passwd
+WORKDIR /data
+COPY first unused /data/
+CMD ["cat", "first", "/etc/passwd"]
+`,
+		"crash": program386(t, crashes),
+		"first": "first\n", "unused": "unused\n",
+	})
+}
+
+// wantDataRead are the layers of dataImage, above those of the base.
+var wantDataRead = []string{"nothing", "etc/passwd", "nothing", "data/first"}
+
 // profileSteps are the vertexes that run a workload, by their names.
 func (p *progress) profileSteps() map[string]*client.Vertex {
 	found := map[string]*client.Vertex{}

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 )
 
@@ -48,6 +49,7 @@ CMD ["cat", "/lib/unused"]
 `,
 		"tool.sh": `
 out=$1; shift
+echo making $out
 mkdir -p /made
 cat "$@" >$out.tmp
 cat $out.tmp >$out.log
@@ -64,15 +66,17 @@ func TestProfileOfRunSteps(t *testing.T) {
 	d := startDaemon(t, ours)
 	dir, repo := toolchainImage(t), repository(t)
 	// Two builds of the steps make the same files but for their times.
-	epoch := []string{"--build-arg", "SOURCE_DATE_EPOCH=1750000000"}
 	build := func(d *daemon, tag, workload string, more ...string) *progress {
 		output := profiled(repo+":"+tag, "estargz-profile="+workload, reproducible)
-		return d.build(t, dir, append(append(epoch, more...), "--output", output)...)
+		return d.build(t, dir, append(more, "--build-arg", "SOURCE_DATE_EPOCH=1750000000", "--output", output)...)
 	}
+	made := func(p *progress) int { return strings.Count(p.logs.String(), "making /made/object") }
+	digestOf := func(tag string) digest.Digest { return onlyImage(t, repo+":"+tag).Descriptor.Digest }
 
-	p := build(d, "run", "run")
+	p := build(d, "run", "run", "--attest", "type=sbom,generator="+scannerImage(t))
 	require.Empty(t, p.warnings)
 	require.Empty(t, p.profileSteps(), "the steps of the build are the workload")
+	require.Equal(t, 1, made(p), "the scan is of the same steps")
 	want := []string{"tools/tool.sh", "lib/header lib/library", "made/object", "nothing", "nothing"}
 	requireRead(t, repo+":run", want)
 
@@ -82,20 +86,17 @@ func TestProfileOfRunSteps(t *testing.T) {
 	})
 	t.Run("again", func(t *testing.T) {
 		requireCached(t, build(d, "again", "run"))
-		require.Equal(t, resolve(t, repo+":run").Digest, resolve(t, repo+":again").Digest)
+		require.Equal(t, digestOf("run"), digestOf("again"))
 	})
 	both := append([]string{"tools/tool.sh", "lib/header lib/library lib/unused"}, want[2:]...)
 	cache := repository(t) + ":cache"
 	t.Run("with the entrypoint", func(t *testing.T) {
-		p := build(d, "both", "run+entrypoint", "--cache-to", maxCache(cache))
-		for _, v := range p.steps() {
-			require.True(t, v.Cached || !strings.Contains(v.Name, "] RUN "), "%s was run for the second time", v.Name)
-		}
+		require.Zero(t, made(build(d, "both", "run+entrypoint", "--cache-to", maxCache(cache))))
 		requireRead(t, repo+":both", both)
 	})
 	t.Run("on another builder", func(t *testing.T) {
 		p := build(startDaemon(t, ours), "elsewhere", "entrypoint+run", "--cache-from", "type=registry,ref="+cache)
 		requireCached(t, p)
-		require.Equal(t, resolve(t, repo+":both").Digest, resolve(t, repo+":elsewhere").Digest)
+		require.Equal(t, digestOf("both"), digestOf("elsewhere"))
 	})
 }
