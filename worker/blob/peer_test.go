@@ -72,6 +72,7 @@ func TestMeasured(t *testing.T) {
 		require.InEpsilon(t, 1e6, v.Window(), 0.02)
 		require.InEpsilon(t, 4e6, b.With(Background).Window(), 0.02)
 
+		synctest.Wait()
 		line.roundTrip, line.rate = 5*time.Millisecond, 500e6
 		for range 30 {
 			timeOf(t, v, 0, v.Window())

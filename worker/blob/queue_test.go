@@ -112,6 +112,22 @@ func TestPatience(t *testing.T) {
 	})
 }
 
+// Being overdue is not being wanted.
+func TestWantedBeforeOverdue(t *testing.T) {
+	inBubble(t, 2, func(q *turns) {
+		v, w := q.take("v", q.turn(Wanted)), q.take("w", q.turn(Wanted))
+		b := q.take("b", q.turn(Background))
+		time.Sleep(patience + 1)
+		x := q.take("x", q.turn(Wanted))
+		q.release(v)
+		q.want("vwx")
+		q.release(w)
+		q.want("vwxb")
+		q.release(x)
+		q.release(b)
+	})
+}
+
 func TestRaise(t *testing.T) {
 	inBubble(t, 2, func(q *turns) {
 		v, w := q.take("v", q.turn(Wanted)), q.take("w", q.turn(Wanted))
@@ -253,7 +269,7 @@ func TestWantedBeforeBackground(t *testing.T) {
 		}
 		time.Sleep(500 * time.Millisecond)
 		busy := timeOf(t, b.With(Wanted), 0, 5_000_000)
-		require.Less(t, busy, alone+100*time.Millisecond)
+		require.Less(t, busy, alone+10*time.Millisecond)
 		wg.Wait()
 	})
 }

@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// keepSpool is how long a whole blob is kept after its last reader.
+// keepSpool is how long a whole blob, or what came of it, is kept after its
+// last use.
 const keepSpool = time.Minute
 
 // A spool has all of a blob whose server sends it whole or not at all. Such a
@@ -61,9 +62,6 @@ func (s *spool) open(want span) (*reply, error) {
 		return nil, fmt.Errorf("asked for %v: %w, the blob has %d bytes", want, errRange, s.have)
 	}
 	s.readers++
-	if s.idle != nil {
-		s.idle.Stop()
-	}
 	body := &spooled{io.NewSectionReader(s.file, want.off, want.n), s}
 	return &reply{ReadCloser: body, at: want, size: s.have, host: s.host, local: true}, nil
 }
@@ -78,10 +76,17 @@ func (r *spooled) Close() error {
 	s := r.spool
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.readers--; s.readers == 0 {
+	s.readers--
+	s.keep()
+	return nil
+}
+
+// keep begins the time anew after which the spool is dropped.
+func (s *spool) keep() {
+	if s.idle == nil {
 		s.idle = time.AfterFunc(keepSpool, s.dropIdle)
 	}
-	return nil
+	s.idle.Reset(keepSpool)
 }
 
 // begin makes a turn's stream the one that fills the spool, unless there is
@@ -111,6 +116,7 @@ func (s *spool) fill(h *host, size int64, body io.Reader) (int64, error) {
 	s.complete, s.host = err == nil, h
 	close(s.filled)
 	s.filler = nil
+	s.keep()
 	return n, err
 }
 
@@ -144,7 +150,7 @@ func (s *spool) drop() {
 func (s *spool) dropIdle() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.complete && s.readers == 0 {
+	if s.file != nil && s.readers == 0 && s.filler == nil {
 		s.clear()
 	}
 }

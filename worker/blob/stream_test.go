@@ -80,6 +80,13 @@ func TestTemporaryFaults(t *testing.T) {
 		"no content range":        {first(1, partial("", size)), 1, false},
 		"nonsense content range":  {first(1, partial("bytes 9-0/300000", size)), 1, false},
 		"range beyond the blob":   {first(1, partial("bytes 0-299999/1000", size)), 1, false},
+		"end without a length": {first(1, func(w http.ResponseWriter, r *http.Request) bool {
+			w.Header().Set("Content-Range", "bytes 0-299999/300000")
+			w.WriteHeader(206)
+			http.NewResponseController(w).Flush()
+			w.Write(blob[:10])
+			return true
+		}), 1, true},
 		"parts":                   {first(1, status(206, "Content-Type", "multipart/byteranges; boundary=x")), 1, false},
 	} {
 		t.Run(name, func(t *testing.T) {

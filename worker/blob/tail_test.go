@@ -241,6 +241,27 @@ func TestUnrangedCancelled(t *testing.T) {
 	require.Len(t, r.seen(), 2)
 }
 
+func (s *spool) dropped() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.file == nil
+}
+
+// Nor does a download that was given up stay on disk.
+func TestBrokenSpoolIsDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) {
+			r.Header.Del("Range")
+			cut(contents(1000), 500, truncate)(w, r)
+		}}
+		b := NewLine(Options{TempDir: t.TempDir()}).Open(someDigest, source(h.host()))
+		require.ErrorContains(t, wantError(t, b), "unexpected EOF")
+		require.False(t, b.spool.dropped())
+		time.Sleep(keepSpool + 1)
+		require.True(t, b.spool.dropped())
+	})
+}
+
 // The disk is free again when nobody has read for a while.
 func TestSpoolIsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -250,23 +271,18 @@ func TestSpoolIsDropped(t *testing.T) {
 			sendBlob(w, r, blob)
 		}}
 		b := NewLine(Options{TempDir: t.TempDir()}).Open(someDigest, source(h.host()))
-		dropped := func() bool {
-			b.spool.mu.Lock()
-			defer b.spool.mu.Unlock()
-			return b.spool.file == nil
-		}
 		wantRange(t, b, blob, 0, 10)
 		rc, err := b.With(Wanted).Range(t.Context(), 0, 1000)
 		require.NoError(t, err)
 		rc.Read(make([]byte, 1))
-		time.Sleep(2 * keepSpool)
-		require.False(t, dropped(), "somebody reads it")
+		time.Sleep(3 * keepSpool)
+		require.False(t, b.spool.dropped(), "somebody reads it")
 		require.NoError(t, rc.Close())
 		time.Sleep(keepSpool / 2)
 		wantRange(t, b, blob, 10, 10)
 		require.Equal(t, 1, h.requests())
 		time.Sleep(keepSpool + 1)
-		require.True(t, dropped())
+		require.True(t, b.spool.dropped())
 		wantRange(t, b, blob, 20, 10)
 		require.Equal(t, 2, h.requests())
 	})
