@@ -202,6 +202,29 @@ func TestYield(t *testing.T) {
 	})
 }
 
+// A stream that is hurried gives way no more, and holds back the others.
+func TestHurry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &shapedLine{roundTrip: 20 * time.Millisecond, rate: 50e6}
+		h := &inProcess{serve: line.serve}
+		b := NewLine(Options{}).Open(someDigest, source(h.host()))
+		wanted := &turn{queue: &b.line.queue, priority: Wanted}
+		require.NoError(t, wanted.take(t.Context()))
+		defer wanted.release()
+
+		rc, err := b.With(Background).Range(t.Context(), 0, 5_000_000)
+		require.NoError(t, err)
+		defer rc.Close()
+		time.AfterFunc(patience/2, rc.(interface{ Hurry() }).Hurry)
+		start := time.Now()
+		_, err = io.Copy(io.Discard, rc)
+		require.NoError(t, err)
+		require.Equal(t, patience/2+120*time.Millisecond, time.Since(start).Round(time.Millisecond))
+		require.NoError(t, rc.Close())
+		rc.(*Stream).Hurry()
+	})
+}
+
 // One budget for all blobs: the server never sees more requests than that, nor
 // is asked for more bytes.
 func TestBudget(t *testing.T) {

@@ -92,7 +92,7 @@ func readSomehow(t *testing.T, b *Blob, p Priority, blob []byte) {
 	case 1:
 		want = rand.Int64N(n + 1)
 	case 2:
-		go rc.(*Stream).Raise(Wanted)
+		go rc.(*Stream).Hurry()
 		fallthrough
 	default:
 		want = n

@@ -14,7 +14,7 @@ import (
 // deadline has passed without a byte. It then ends with an [*Error].
 //
 // [View.Range] returns it as an io.ReadCloser. Its methods are for one
-// goroutine, but for Raise, which anybody may call.
+// goroutine, but for Hurry, which anybody may call.
 type Stream struct {
 	// The context of the Range call, which a reader cannot be given later.
 	ctx  context.Context
@@ -56,9 +56,9 @@ func (s *Stream) Close() error {
 	return nil
 }
 
-// Raise gives the stream a higher priority, when somebody begins to wait for
-// what it brings.
-func (s *Stream) Raise(p Priority) { s.turn.raise(p) }
+// Hurry makes the stream Wanted, because somebody waits for it by now. It may be
+// called at any time.
+func (s *Stream) Hurry() { s.turn.raise(Wanted) }
 
 // Corrupt says that bytes the stream has handed out are wrong. What follows,
 // here and for the blob's next readers, comes from another host; if there is
