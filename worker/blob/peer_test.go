@@ -58,7 +58,7 @@ func (l *shapedLine) send(n int) time.Time {
 // The line is measured by what is read over it, and follows when it changes.
 func TestMeasured(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		line := &shapedLine{roundTrip: 80 * time.Millisecond, rate: 12.5e6}
+		line := &shapedLine{roundTrip: 80 * time.Millisecond, rate: 25e6}
 		h := &inProcess{serve: line.serve}
 		b := NewLine(Options{}).Open(someDigest, source(h.host()))
 		v := b.With(Wanted)
@@ -68,9 +68,9 @@ func TestMeasured(t *testing.T) {
 		}
 		roundTrip, bandwidth := b.line.peer("registry.example").line()
 		require.InEpsilon(t, 0.08, roundTrip.Seconds(), 0.01)
-		require.InEpsilon(t, 12.5e6, bandwidth, 0.01)
-		require.InEpsilon(t, 1e6, v.Window(), 0.02)
-		require.InEpsilon(t, 4e6, b.With(Background).Window(), 0.02)
+		require.InEpsilon(t, 25e6, bandwidth, 0.01)
+		require.InEpsilon(t, 2e6, v.Window(), 0.02)
+		require.InEpsilon(t, 8e6, b.With(Background).Window(), 0.02)
 
 		synctest.Wait()
 		line.roundTrip, line.rate = 5*time.Millisecond, 500e6

@@ -87,7 +87,7 @@ func TestTemporaryFaults(t *testing.T) {
 			w.Write(blob[:10])
 			return true
 		}), 1, true},
-		"parts":                   {first(1, status(206, "Content-Type", "multipart/byteranges; boundary=x")), 1, false},
+		"parts": {first(1, status(206, "Content-Type", "multipart/byteranges; boundary=x")), 1, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
