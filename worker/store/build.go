@@ -44,9 +44,12 @@ const (
 	// largeFile is from where on a file has a backing file of its own.
 	largeFile = 1 << 20
 
-	// maxIndex bounds the memory that the TOC of one layer can take, with
-	// room for more files than any image is known to have.
-	maxIndex = 512 << 20
+	// maxIndex bounds the memory that the TOC of one layer can take, about
+	// twice as much while its tables grow. It is room for 1.5 million files.
+	maxIndex = 384 << 20
+
+	// maxText bounds what there is of symlinks and xattrs in it.
+	maxText = 128 << 20
 
 	maxNameSize  = unix.NAME_MAX
 	maxXattrSize = 64 << 10 // XATTR_SIZE_MAX
@@ -73,8 +76,8 @@ func (b *builder) add(e *estargz.Entry) error {
 	if err := b.endFile(); err != nil {
 		return err
 	}
-	if b.size() > maxIndex {
-		return fmt.Errorf("an index of all files takes more than %d MB", maxIndex>>20)
+	if b.size() > maxIndex || len(b.text) > maxText {
+		return fmt.Errorf("an index of all files takes more than %d MB, or %d for symlinks and xattrs", maxIndex>>20, maxText>>20)
 	}
 	if e.Name == "" {
 		return b.setDir(Root, e)

@@ -1,0 +1,203 @@
+package store
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	stock "github.com/containerd/stargz-snapshotter/estargz"
+	digest "github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
+)
+
+func TestAddFetchesWhatTheTailLacks(t *testing.T) {
+	b := blobOf(t, estargz.Options{}, numbered(500, 100)...)
+	at, err := estargz.FindTOC(b.data[len(b.data)-estargz.FooterSize:], b.size())
+	require.NoError(t, err)
+	for name, size := range map[string]int64{"footer alone": int64(estargz.FooterSize), "half of the TOC": (b.size() - at) / 2, "TOC": b.size() - at, "all": b.size()} {
+		t.Run(name, func(t *testing.T) {
+			f := &fake{data: b.data}
+			s := openStore(t)
+			require.NoError(t, s.Add(t.Context(), b.key, b.size(), b.data[b.size()-size:], f.Range))
+			var want []span
+			if missing := b.size() - size - at; missing > 0 {
+				want = []span{{at, missing}}
+			}
+			require.Equal(t, want, f.asked())
+			l, err := s.Layer(b.key)
+			require.NoError(t, err)
+			require.Len(t, walk(t, l), 501)
+		})
+	}
+}
+
+func TestAddRefuses(t *testing.T) {
+	b := blobOf(t, estargz.Options{}, numbered(500, 100)...)
+	gone := errors.New("registry.example: 404 Not Found")
+	away := func(context.Context, int64, int64) (io.ReadCloser, error) { return nil, gone }
+	breaks := func(context.Context, int64, int64) (io.ReadCloser, error) { return io.NopCloser(failing{gone}), nil }
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	other := Key{Blob: b.key.Blob, TOC: digest.FromString("other")}
+	for name, c := range map[string]struct {
+		ctx  context.Context
+		key  Key
+		tail []byte
+		rest Range
+		want string
+	}{
+		"no blob digest":     {t.Context(), Key{TOC: b.key.TOC}, b.data, nil, `blob "": invalid checksum digest format`},
+		"no TOC digest":      {t.Context(), Key{Blob: b.key.Blob}, b.data, nil, `TOC "": invalid checksum digest format`},
+		"path for a digest":  {t.Context(), Key{Blob: "sha256:../../../x", TOC: b.key.TOC}, b.data, nil, "invalid checksum digest"},
+		"another hash":       {t.Context(), Key{Blob: b.key.Blob, TOC: digest.SHA512.FromString("")}, b.data, nil, "want a SHA-256"},
+		"another TOC":        {t.Context(), other, b.data, nil, "its digest is " + b.key.TOC.String() + ", want " + other.TOC.String()},
+		"short tail":         {t.Context(), b.key, b.data[len(b.data)-20:], nil, "only the last 20 bytes are here"},
+		"long tail":          {t.Context(), b.key, append(b.data, b.data...), nil, "bytes from the end of a blob of"},
+		"no eStargz":         {t.Context(), b.key, make([]byte, 1000), nil, "footer at"},
+		"registry away":      {t.Context(), b.key, b.data[len(b.data)-100:], away, gone.Error()},
+		"registry goes away": {t.Context(), b.key, b.data[len(b.data)-100:], breaks, gone.Error()},
+		"canceled":           {canceled, b.key, b.data, nil, "context canceled"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := openStore(t)
+			err := s.Add(c.ctx, c.key, b.size(), c.tail, c.rest)
+			require.ErrorContains(t, err, c.want)
+			require.ErrorContains(t, err, "store: layer "+c.key.Blob.String())
+			if c.rest != nil {
+				require.ErrorIs(t, err, gone)
+			}
+			for _, dir := range []string{s.layersDir, s.tmpDir} {
+				list, err := os.ReadDir(dir)
+				require.NoError(t, err)
+				require.Empty(t, list)
+			}
+			_, err = s.Layer(c.key)
+			require.Error(t, err)
+			require.NoError(t, b.addTo(s))
+		})
+	}
+	_, err := openStore(t).Layer(b.key)
+	require.ErrorIs(t, err, fs.ErrNotExist)
+}
+
+// TestAddOnce has many builds that want the same layer.
+func TestAddOnce(t *testing.T) {
+	b := blobOf(t, estargz.Options{}, numbered(500, 100)...)
+	s := openStore(t)
+	f := &fake{data: b.data}
+	var builds sync.WaitGroup
+	layers := make([]*Layer, 30)
+	for i := range layers {
+		builds.Go(func() {
+			require.NoError(t, s.Add(t.Context(), b.key, b.size(), b.data[len(b.data)-100:], f.Range))
+			var err error
+			layers[i], err = s.Layer(b.key)
+			require.NoError(t, err)
+		})
+	}
+	builds.Wait()
+	require.Len(t, f.asked(), 1)
+	for _, l := range layers {
+		require.Same(t, layers[0], l)
+	}
+}
+
+// TestDamagedIndex has an index that the disk did not keep.
+func TestDamagedIndex(t *testing.T) {
+	b := blobOf(t, estargz.Options{}, numbered(100, 1000)...)
+	for name, damage := range map[string]func(p []byte) []byte{
+		"a flipped bit": func(p []byte) []byte { p[len(p)/2] ^= 1; return p },
+		"cut":           func(p []byte) []byte { return p[:len(p)/2] },
+		"empty":         func([]byte) []byte { return nil },
+		"zeros":         func(p []byte) []byte { clear(p); return p },
+		"other format":  func(p []byte) []byte { p[7]++; return p },
+		"huge":          func(p []byte) []byte { copy(p[16:32], bytes.Repeat([]byte{0xff}, 16)); return p },
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			s, err := Open(root, Options{})
+			require.NoError(t, err)
+			l := addedTo(t, s, b)
+			require.NoError(t, s.Close())
+			p, err := os.ReadFile(filepath.Join(l.dir, "index"))
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(filepath.Join(l.dir, "index"), damage(p), 0o600))
+			s, err = Open(root, Options{})
+			require.NoError(t, err)
+			defer s.Close()
+			_, err = s.Layer(b.key)
+			require.ErrorContains(t, err, "layer "+b.key.Blob.String()+": the index is damaged")
+			require.Len(t, walk(t, addedTo(t, s, b)), 101, "adding it makes it new")
+		})
+	}
+}
+
+// TestLayersOfOthers reads what the stock tools write.
+func TestLayersOfOthers(t *testing.T) {
+	entries := numbered(200, 3000)
+	for _, name := range []string{"all types", "modes and owners", "whiteouts", "opaque", "xattrs", "links"} {
+		entries = append(entries, under(name, hardTars()[name])...)
+	}
+	entries = append(entries, file("large", text(1, 5<<20)))
+	p := tarOf(t, entries...)
+	want, contents := unpack(t, p), contentsOf(t, p)
+	for name, opts := range map[string][]stock.Option{
+		"plain":          nil,
+		"prioritized":    {stock.WithPrioritizedFiles([]string{"005", "large"})},
+		"shared members": {stock.WithMinChunkSize(50_000)},
+		"small chunks":   {stock.WithChunkSize(100_000)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, err := stock.Build(io.NewSectionReader(bytes.NewReader(p), 0, int64(len(p))), opts...)
+			require.NoError(t, err)
+			data, err := io.ReadAll(r)
+			require.NoError(t, err)
+			require.NoError(t, r.Close())
+			b := &testBlob{key: Key{Blob: digest.FromBytes(data), TOC: r.TOCDigest()}, data: data}
+			l := addedTo(t, openStore(t), b)
+			got := walk(t, l)
+			for path, f := range want {
+				g := got[path]
+				f.Mtime, g.Mtime = f.Mtime.Truncate(1e9), g.Mtime.Truncate(1e9) // stock rounds them
+				require.Equal(t, f.Mtime.Unix(), g.Mtime.Unix(), path)
+				f.Mtime = g.Mtime
+				f.Same, g.Same = "", ""
+				require.Equal(t, f, g, path)
+			}
+			require.Equal(t, len(want), len(got))
+			f := &fake{data: data, window: 300_000}
+			l.Connect(f.all())
+			if name == "prioritized" {
+				require.NoError(t, l.Prefetch(t.Context()))
+				require.Equal(t, 3, l.Stats().Present, "a file of one chunk and one of two")
+			}
+			for path, n := range files(l) {
+				got, err := read(l, n)
+				require.NoError(t, err)
+				require.True(t, got == contents[path], path)
+			}
+		})
+	}
+}
+
+// under puts entries into a directory.
+func under(dir string, entries []tarEntry) []tarEntry {
+	for i := range entries {
+		e := &entries[i]
+		e.Name = path.Join(dir, e.Name)
+		if e.Typeflag == tar.TypeLink {
+			e.Linkname = path.Join(dir, e.Linkname)
+		}
+	}
+	return entries
+}
