@@ -115,10 +115,15 @@ COPY for-* /
 		"for-amd64": "amd64\n", "for-386": "386\n", "for-s390x": "s390x\n",
 	})
 	image := repository(t) + ":latest"
-	p := startDaemon(t, ours).build(t, dir, "--platform", "linux/amd64,linux/386,linux/s390x", "--output", profiled(image))
-	require.Len(t, p.warnings, 1)
-	require.Contains(t, p.warnings[0], "linux/s390x")
-	require.Len(t, p.profileSteps(), 2)
+	build := func(tag string, more ...string) *progress {
+		p := startDaemon(t, ours).build(t, dir, append(more, "--build-arg", "SOURCE_DATE_EPOCH=1750000000",
+			"--platform", "linux/amd64,linux/386,linux/s390x", "--output", profiled(image+tag, reproducible))...)
+		require.Len(t, p.warnings, 1)
+		require.Contains(t, p.warnings[0], "linux/s390x")
+		require.Len(t, p.profileSteps(), 2)
+		return p
+	}
+	build("", "--cache-to", maxCache(image+"-cache"))
 	requireEStargz(t, image)
 	got := map[string]string{}
 	for _, im := range resolve(t, image).Images {
@@ -126,6 +131,11 @@ COPY for-* /
 		got[im.Config.Architecture] = layers[len(layers)-1]
 	}
 	require.Equal(t, map[string]string{"amd64": "for-amd64", "386": "for-386", "s390x": "nothing"}, got)
+
+	for _, v := range build("-again", "--cache-from", "type=registry,ref="+image+"-cache").profileSteps() {
+		require.True(t, v.Cached, v.Name)
+	}
+	require.Equal(t, resolve(t, image).Digest, resolve(t, image+"-again").Digest)
 }
 
 // What a program386 does in the end.

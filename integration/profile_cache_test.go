@@ -12,16 +12,26 @@ func maxCache(ref string) string {
 	return "type=registry,mode=max,compression=estargz,force-compression=true,oci-mediatypes=true,image-manifest=true,ref=" + ref
 }
 
-// Another builder takes profile, order and digest from the remote cache.
+// Another builder takes profile, order and digest from the remote cache, whatever
+// the layers are compressed with there.
 func TestProfileFromCache(t *testing.T) {
 	needs(t)
 	dir, image := readerImage(t, ""), repository(t)+":latest"
-	startDaemon(t, ours).build(t, dir, "--output", profiled(image), "--cache-to", maxCache(image+"-cache"))
-	p := startDaemon(t, ours).build(t, dir, "--output", profiled(image+"-again"), "--cache-from", "type=registry,ref="+image+"-cache")
-	_, cached := profileStep(t, p)
-	require.True(t, cached, p.text())
-	require.Equal(t, resolve(t, image).Digest, resolve(t, image+"-again").Digest)
-	requireRead(t, image+"-again", wantRead)
+	first := startDaemon(t, ours)
+	for name, cache := range map[string]string{
+		"estargz": maxCache(image + "-cache-estargz"),
+		"gzip":    "type=registry,mode=max,ref=" + image + "-cache-gzip",
+	} {
+		t.Run(name, func(t *testing.T) {
+			first.build(t, dir, "--output", profiled(image), "--cache-to", cache)
+			p := startDaemon(t, ours).build(t, dir, "--output", profiled(image+"-again"), "--cache-from", "type=registry,ref="+image+"-cache-"+name)
+			requireCached(t, p)
+			_, cached := profileStep(t, p)
+			require.True(t, cached, p.text())
+			require.Equal(t, resolve(t, image).Digest, resolve(t, image+"-again").Digest)
+			requireRead(t, image+"-again", wantRead)
+		})
+	}
 }
 
 // A cache that holds the layers of the image alone has no place for a profile.

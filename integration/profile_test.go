@@ -110,6 +110,10 @@ func TestProfile(t *testing.T) {
 		require.True(t, cached)
 		require.Equal(t, resolve(t, image).Digest, resolve(t, image+"-again").Digest)
 	})
+	t.Run("buildctl", func(t *testing.T) {
+		d.buildctl(t, "build", "--frontend", "dockerfile.v0", "--local", "context="+dir, "--local", "dockerfile="+dir, "--output", profiled(image+"-buildctl"))
+		require.Equal(t, resolve(t, image).Digest, resolve(t, image+"-buildctl").Digest)
+	})
 	t.Run("without force", func(t *testing.T) {
 		d.build(t, dir, "--output", "type=image,push=true,compression=estargz,name="+image+"-unforced")
 		layers := prioritized(t, onlyImage(t, image+"-unforced"))
