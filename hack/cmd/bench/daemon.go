@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,57 +9,24 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 )
 
 // A daemon is a build daemon on a root that it may find prepared.
 type daemon struct {
+	*server
 	c    *config
-	cmd  *exec.Cmd
 	addr string
-	log  bytes.Buffer
-	done chan error
 }
 
 func startDaemon(ctx context.Context, c *config, binary, root string, flags ...string) (*daemon, error) {
-	d := &daemon{c: c, addr: "unix://" + filepath.Join(c.work, "buildkitd.sock"), done: make(chan error, 1)}
-	d.cmd = exec.Command(binary, append(flags, "--root", root, "--addr", d.addr, "--containerd-worker=false", "--oci-worker-net=host")...)
-	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
-	d.cmd.Env = append(os.Environ(), "TMPDIR="+c.work)
-	// Ctrl-C is for this process, which stops the daemon in order.
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := d.cmd.Start(); err != nil {
-		return nil, err
-	}
-	go func() { d.done <- d.cmd.Wait() }()
-	if err := d.untilReady(ctx); err != nil {
-		return nil, errors.Join(err, d.stop())
-	}
-	return d, nil
-}
-
-func (d *daemon) untilReady(ctx context.Context) error {
-	for range 300 {
-		err := exec.CommandContext(ctx, d.c.tool("buildctl"), "--addr", d.addr, "debug", "workers").Run()
-		if err == nil || ctx.Err() != nil {
-			return ctx.Err()
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	return fmt.Errorf("%s does not answer", d.cmd.Path)
-}
-
-func (d *daemon) stop() error {
-	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		return err
-	}
-	select {
-	case <-d.done:
-		return nil
-	case <-time.After(30 * time.Second):
-		return errors.Join(fmt.Errorf("%s did not stop", d.cmd.Path), d.cmd.Process.Kill(), <-d.done)
-	}
+	addr := "unix://" + filepath.Join(c.work, "buildkitd.sock")
+	cmd := exec.Command(binary, append(flags, "--root", root, "--addr", addr, "--containerd-worker=false", "--oci-worker-net=host")...)
+	cmd.Env = append(os.Environ(), "TMPDIR="+c.work)
+	s, err := startServer(ctx, cmd, func() bool {
+		return exec.CommandContext(ctx, c.tool("buildctl"), "--addr", addr, "debug", "workers").Run() == nil
+	})
+	return &daemon{s, c, addr}, err
 }
 
 // cpuTime is what the daemon and its children that have ended used so far.
