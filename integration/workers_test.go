@@ -52,7 +52,7 @@ func TestLazyBase(t *testing.T) {
 	p := countingProxy(t)
 	image := p.address + "/" + name
 	dir := writeFiles(t, map[string]string{"Dockerfile": "FROM " + image + ":base\nRUN echo hello >/hello\n"})
-	startDaemon(t, ours, "--oci-worker-snapshotter=stargz").build(t, dir, "--output", estargz(image+":latest"))
+	startLazy(t, onDemand).build(t, dir, "--output", estargz(image+":latest"))
 	require.Less(t, p.bytes.Load(), int64(large/4), "bytes read of a base with a file of %d", large)
 	requireEStargz(t, registry(t)+"/"+name+":latest")
 }

@@ -26,7 +26,7 @@ func NewOCI(ctx context.Context, cfg config.OCIConfig, host Host, opt Options) (
 	if err != nil {
 		return nil, err
 	}
-	snapshots, err := newSnapshots(cfg, host)
+	snapshots, stargz, err := newSnapshots(cfg, host)
 	if err != nil {
 		return nil, err
 	}
@@ -41,6 +41,9 @@ func NewOCI(ctx context.Context, cfg config.OCIConfig, host Host, opt Options) (
 	}
 	if err := common(&wopt, host, cfg.GCConfig, cfg.Platforms); err != nil {
 		return nil, fmt.Errorf("worker.oci: %w", err)
+	}
+	if stargz != nil {
+		opt.layers, opt.host = stargz.layers, host
 	}
 	return newWorker(ctx, wopt, opt)
 }

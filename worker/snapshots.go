@@ -23,10 +23,12 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// newSnapshots chooses the OCI worker's snapshotter.
-func newSnapshots(cfg config.OCIConfig, host Host) (runc.SnapshotterFactory, error) {
+// newSnapshots chooses the OCI worker's snapshotter. If that is the lazy one, it
+// is returned as well: it has layers once it is open.
+func newSnapshots(cfg config.OCIConfig, host Host) (runc.SnapshotterFactory, *stargz, error) {
 	if cfg.ProxySnapshotterPath != "" {
-		return proxySnapshots(cfg.Snapshotter, cfg.ProxySnapshotterPath)
+		factory, err := proxySnapshots(cfg.Snapshotter, cfg.ProxySnapshotterPath)
+		return factory, nil, err
 	}
 	name := cfg.Snapshotter
 	if name == "auto" {
@@ -48,13 +50,14 @@ func newSnapshots(cfg config.OCIConfig, host Host) (runc.SnapshotterFactory, err
 	case "stargz":
 		stargz, err := newStargz(cfg.StargzSnapshotterConfig, host)
 		if err != nil {
-			return factory, err
+			return factory, nil, err
 		}
 		factory.New = stargz.open
+		return factory, stargz, nil
 	default:
-		return factory, fmt.Errorf("worker.oci.snapshotter (--oci-worker-snapshotter) %q is unknown: want auto, overlayfs, native, fuse-overlayfs or stargz, or the path of a proxy snapshotter's socket in worker.oci.proxySnapshotterPath", name)
+		return factory, nil, fmt.Errorf("worker.oci.snapshotter (--oci-worker-snapshotter) %q is unknown: want auto, overlayfs, native, fuse-overlayfs or stargz, or the path of a proxy snapshotter's socket in worker.oci.proxySnapshotterPath", name)
 	}
-	return factory, nil
+	return factory, nil, nil
 }
 
 // autoSnapshotter returns the best snapshotter that works on the filesystem of root.

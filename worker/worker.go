@@ -15,11 +15,14 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/buildkit/exporter"
+	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/llbsolver/cdidevices"
 	bkworker "github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
 
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/lazy"
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/record"
 )
 
@@ -48,6 +51,9 @@ type Options struct {
 	// use for name. Store is the worker's, where the layers to export are. Nil
 	// leaves all exporters alone.
 	WrapExporter func(name string, e exporter.Exporter, store content.Store) exporter.Exporter
+
+	layers *lazy.Layers // nil without the lazy snapshotter
+	host   Host
 }
 
 // decorated is BuildKit's worker with Options applied. The embedded worker is
@@ -63,6 +69,10 @@ var _ bkworker.Worker = (*decorated)(nil)
 
 func newWorker(ctx context.Context, wopt base.WorkerOpt, opt Options) (bkworker.Worker, error) {
 	wopt.Executor = record.Wrap(wopt.Executor)
+	if opt.layers != nil {
+		wopt.Executor = &watchedExecutor{Executor: wopt.Executor, layers: opt.layers}
+		defer keepLazy(&wopt, opt.layers)()
+	}
 	w, err := base.NewWorker(ctx, wopt)
 	if err != nil {
 		return nil, err
@@ -77,6 +87,18 @@ func (d *decorated) Exporter(name string, sm *session.Manager) (exporter.Exporte
 		return e, err
 	}
 	return d.opt.WrapExporter(name, e, d.ContentStore()), nil
+}
+
+// ResolveOp returns BuildKit's operation. File operations, which the daemon does
+// itself, are watched if there are lazy layers to read. Others stay what they
+// are, since provenance looks at their types; those that run processes have the
+// executor.
+func (d *decorated) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm *session.Manager, proxy bkworker.ProxyOpt) (solver.Op, error) {
+	op, err := d.Worker.ResolveOp(v, s, sm, proxy)
+	if err != nil || d.opt.layers == nil || !isFileOp(v) {
+		return op, err
+	}
+	return &watchedOp{Op: op, layers: d.opt.layers}, nil
 }
 
 // Close closes the snapshotter as well, which BuildKit's worker leaves open: a

@@ -23,7 +23,6 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/errdefs"
-	"github.com/moby/buildkit/util/bklog"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,6 +36,8 @@ type Lazy interface {
 	ID(labels map[string]string) (string, error)
 	// Fetch brings what is needed to mount a layer.
 	Fetch(ctx context.Context, id string, labels map[string]string) error
+	// Refused tells those who watch the context's build why a layer is not lazy.
+	Refused(ctx context.Context, labels map[string]string, why error)
 	// Renew tells of newer places and credentials for a layer.
 	Renew(id string, labels map[string]string)
 	// Mount shows a layer that was fetched, by this process or an earlier one,
@@ -123,12 +124,12 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 		return s.Snapshotter.Prepare(ctx, key, parent, opts...)
 	}
 	if err := s.prepareLazy(ctx, target, parent, wanted.Labels); err != nil {
-		// Whether the layer can be had at all, BuildKit finds out when it
-		// pulls it; Lazy has told the user why it is not lazy.
-		bklog.G(ctx).WithError(err).Debugf("snapshot %s is not lazy", target)
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
+		// Whether the layer can be had at all, BuildKit finds out when it
+		// pulls it.
+		s.lazy.Refused(ctx, wanted.Labels, err)
 		return s.Snapshotter.Prepare(ctx, key, parent, opts...)
 	}
 	return nil, fmt.Errorf("snapshot %q: %w", target, errdefs.ErrAlreadyExists)

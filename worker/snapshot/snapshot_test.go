@@ -23,6 +23,7 @@ type bindLazy struct {
 
 	mu      sync.Mutex
 	renewed map[string]int
+	refused error
 	fetched int
 	fail    error // of Fetch and Mount
 }
@@ -52,6 +53,8 @@ func (l *bindLazy) Fetch(_ context.Context, id string, _ map[string]string) erro
 	}
 	return os.WriteFile(filepath.Join(l.dir, id, "file"), []byte(id), 0o600)
 }
+
+func (l *bindLazy) Refused(_ context.Context, _ map[string]string, why error) { l.refused = why }
 
 func (l *bindLazy) Renew(id string, _ map[string]string) {
 	l.mu.Lock()
@@ -185,6 +188,7 @@ func TestNotLazy(t *testing.T) {
 	mounts, err := s.Prepare(t.Context(), "tmp", "", wanted("base"))
 	require.NoError(t, err, "an ordinary snapshot to unpack the layer into")
 	require.NotEmpty(t, mounts)
+	require.ErrorIs(t, lazy.refused, lazy.fail)
 	_, err = s.Stat(t.Context(), "base")
 	require.True(t, errdefs.IsNotFound(err))
 

@@ -1,0 +1,135 @@
+package lazy
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/blob"
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
+)
+
+// The labels by which BuildKit's cache tells a snapshotter where a layer is.
+// They stand there twice: bare, to stay with the snapshot, and each followed by
+// a dot and an ID for the time of one call, since one layer may be in several
+// places. Sessions come with the latter only, with a number before that ID.
+const (
+	refLabel     = "containerd.io/snapshot/remote/stargz.reference"
+	digestLabel  = "containerd.io/snapshot/remote/stargz.digest"
+	layersLabel  = "containerd.io/snapshot/remote/stargz.layers"
+	sessionLabel = "containerd.io/snapshot/remote/stargz.session"
+	tocLabel     = "containerd.io/snapshot/stargz/toc.digest"
+)
+
+// Hosts returns the hosts that have the images of a reference, with the
+// credentials of sessions.
+type Hosts func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error)
+
+func keyOf(labels map[string]string) (store.Key, error) {
+	if labels[tocLabel] == "" {
+		return store.Key{}, errors.New("it is no eStargz, or its descriptor does not tell the digest of its TOC")
+	}
+	return newKey(labels[digestLabel], labels[tocLabel])
+}
+
+func newKey(blob, toc string) (key store.Key, err error) {
+	if key.Blob, err = digest.Parse(blob); err != nil {
+		return key, fmt.Errorf("digest %q of the layer: %w", blob, err)
+	}
+	if key.TOC, err = digest.Parse(toc); err != nil {
+		return key, fmt.Errorf("digest %q of the TOC: %w", toc, err)
+	}
+	return key, nil
+}
+
+func idOf(key store.Key) string { return key.Blob.String() + "@" + key.TOC.String() }
+
+func parseID(id string) (store.Key, error) {
+	blob, toc, _ := strings.Cut(id, "@")
+	return newKey(blob, toc)
+}
+
+// others are the layers of the same image above this one.
+func others(labels map[string]string) []digest.Digest {
+	var digests []digest.Digest
+	for text := range strings.SplitSeq(labels[layersLabel], ",") {
+		d, err := digest.Parse(text)
+		if err == nil && text != labels[digestLabel] {
+			digests = append(digests, d)
+		}
+	}
+	return digests
+}
+
+// places are where the labels say that the layer is, those with sessions first.
+func (l *Layers) places(labels map[string]string) []blob.Source {
+	var sources []blob.Source
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		id, ok := strings.CutPrefix(key, refLabel+".")
+		if !ok {
+			continue
+		}
+		sources = l.appendPlace(sources, labels[key], sessionsOf(labels, id))
+	}
+	if len(sources) == 0 {
+		sources = l.appendPlace(sources, labels[refLabel], nil)
+	}
+	return sources
+}
+
+// appendPlace leaves out what cannot be understood: another place may do.
+func (l *Layers) appendPlace(sources []blob.Source, ref string, sessions []string) []blob.Source {
+	spec, err := reference.Parse(ref)
+	if err != nil {
+		return sources
+	}
+	return append(sources, blob.Source{
+		Registry:   spec.Hostname(),
+		Repository: strings.TrimPrefix(spec.Locator, spec.Hostname()+"/"),
+		Hosts:      func() ([]docker.RegistryHost, error) { return l.opts.Hosts(spec, sessions) },
+	})
+}
+
+func sessionsOf(labels map[string]string, id string) []string {
+	var sessions []string
+	for i := 0; ; i++ {
+		session, ok := labels[sessionLabel+"."+strconv.Itoa(i)+"."+id]
+		if !ok {
+			return sessions
+		}
+		sessions = append(sessions, session)
+	}
+}
+
+// Labels is what a mounted layer knows of where it came from.
+type Labels struct {
+	Ref         string            // of the image
+	Snapshot    map[string]string // by which it can be prepared again
+	Annotations map[string]string // of its descriptor
+}
+
+// Labels finds a mounted layer by the digest of its blob.
+func (l *Layers) Labels(blob digest.Digest) (labels Labels, ok bool) {
+	l.each(func(open *layer) {
+		if open.Key().Blob == blob {
+			labels, ok = open.labels, true
+		}
+	})
+	return labels, ok
+}
+
+// lasting leaves out the labels that came for one call only.
+func lasting(labels map[string]string) Labels {
+	kept := map[string]string{}
+	for _, name := range []string{refLabel, digestLabel, layersLabel, tocLabel} {
+		kept[name] = labels[name]
+	}
+	return Labels{Ref: labels[refLabel], Snapshot: kept, Annotations: map[string]string{tocLabel: labels[tocLabel]}}
+}

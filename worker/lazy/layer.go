@@ -1,0 +1,108 @@
+package lazy
+
+import (
+	"context"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"github.com/moby/buildkit/util/bklog"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/blob"
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
+)
+
+// A layer is one that is mounted. It is what a mount shows, and remembers what
+// could not be read: who reads a mount sees no more than EIO.
+type layer struct {
+	*store.Layer
+	blob   *blob.Blob
+	labels Labels
+	mounts int // guarded by Layers.mu
+
+	failure atomic.Pointer[failure]
+
+	renewed chan struct{}
+	cancel  context.CancelFunc
+	done    chan struct{}
+}
+
+func newLayer(stored *store.Layer, b *blob.Blob, labels Labels) *layer {
+	stored.Connect(store.Blobs{
+		Wanted:     b.With(blob.Wanted),
+		Prefetch:   b.With(blob.Prefetch),
+		Background: b.With(blob.Background),
+	})
+	return &layer{
+		Layer: stored, blob: b, labels: labels,
+		renewed: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+}
+
+// A failure is a read that found no contents.
+type failure struct {
+	at  time.Time
+	err error
+}
+
+// ReadAt remembers why it failed.
+func (l *layer) ReadAt(ctx context.Context, n store.Node, p []byte, off int64) (int, error) {
+	read, err := l.Layer.ReadAt(ctx, n, p, off)
+	if err != nil && err != io.EOF && ctx.Err() == nil {
+		l.failure.Store(&failure{at: time.Now(), err: err})
+	}
+	return read, err
+}
+
+// renew makes newer places known, and wakes up who gave up on the older ones.
+func (l *layer) renew(places []blob.Source) {
+	l.blob.Renew(places...)
+	select {
+	case l.renewed <- struct{}{}:
+	default:
+	}
+}
+
+// start fetches what nobody has asked for yet, for as long as the layer is
+// mounted.
+func (l *layer) start(c Config) {
+	ctx, cancel := context.WithCancel(context.Background())
+	l.cancel = cancel
+	go func() {
+		defer close(l.done)
+		l.fill(ctx, c)
+	}()
+}
+
+func (l *layer) fill(ctx context.Context, c Config) {
+	for pause := time.Second; ; pause = min(2*pause, time.Hour) {
+		err := l.fetch(ctx, c)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		bklog.L.WithError(err).Debugf("layer %s is fetched on when it is used again, or in %s", l.Key().Blob, pause)
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.renewed:
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (l *layer) fetch(ctx context.Context, c Config) error {
+	if !c.NoPrefetch {
+		if err := l.Prefetch(ctx); err != nil {
+			return err
+		}
+	}
+	if c.NoBackgroundFetch {
+		return nil
+	}
+	return l.Fill(ctx)
+}
+
+func (l *layer) stop() {
+	l.cancel()
+	<-l.done
+}

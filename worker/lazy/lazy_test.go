@@ -1,0 +1,85 @@
+package lazy
+
+import (
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+)
+
+func TestConfig(t *testing.T) {
+	c, err := ParseConfig(map[string]any{
+		"no_background_fetch": true, "max_concurrency": int64(3), "deadline": "90s", "fuse": map[string]any{"passthrough": false},
+	})
+	require.NoError(t, err)
+	require.True(t, c.NoBackgroundFetch)
+	require.Equal(t, 3, c.Connections)
+	require.Equal(t, 90*time.Second, c.Deadline.Duration)
+	require.True(t, c.noPassthrough())
+
+	c, err = ParseConfig(nil)
+	require.NoError(t, err)
+	require.False(t, c.noPassthrough())
+	require.Equal(t, 2*time.Minute, c.withDefaults().Deadline.Duration)
+
+	for name, bad := range map[string]map[string]any{
+		"no_background_fetch": {"no_background_fetch": "perhaps"},
+		"key blob":            {"blob": map[string]any{"check_always": true}},
+		"max_concurrency":     {"max_concurrency": int64(-1)},
+		"bytes_in_flight":     {"bytes_in_flight": int64(-1)},
+		"deadline":            {"deadline": "-1s"},
+	} {
+		_, err := ParseConfig(bad)
+		require.ErrorContains(t, err, name)
+	}
+}
+
+func TestLabels(t *testing.T) {
+	type asked struct {
+		ref      string
+		sessions []string
+	}
+	var calls []asked
+	l := &Layers{opts: Options{Hosts: func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error) {
+		calls = append(calls, asked{ref.String(), sessions})
+		return nil, nil
+	}}}
+	layer, above, toc := digest.FromString("layer").String(), digest.FromString("above").String(), digest.FromString("toc").String()
+	labels := map[string]string{
+		refLabel:    "registry.example/dir/one:latest",
+		digestLabel: layer,
+		tocLabel:    toc,
+		layersLabel: layer + "," + above,
+	}
+
+	id, err := l.ID(labels)
+	require.NoError(t, err)
+	key, err := parseID(id)
+	require.NoError(t, err)
+	require.Equal(t, layer, key.Blob.String())
+	require.Equal(t, toc, key.TOC.String())
+	require.Equal(t, []digest.Digest{digest.Digest(above)}, others(labels))
+	places := l.places(labels)
+	require.Len(t, places, 1, "a snapshot of an earlier run, of which no build knows yet")
+	require.Equal(t, "registry.example", places[0].Registry)
+	require.Equal(t, "dir/one", places[0].Repository)
+
+	labels[refLabel+".a"] = "registry.example/dir/one:latest"
+	labels[sessionLabel+".0.a"], labels[sessionLabel+".1.a"] = "x", "y"
+	labels[sessionLabel+".3.a"] = "after a gap"
+	labels[refLabel+".b"] = "other.example/two:latest"
+	for _, place := range l.places(labels) {
+		_, err := place.Hosts()
+		require.NoError(t, err)
+	}
+	require.Equal(t, []asked{{"registry.example/dir/one:latest", []string{"x", "y"}}, {"other.example/two:latest", nil}}, calls)
+
+	delete(labels, tocLabel)
+	_, err = l.ID(labels)
+	require.ErrorContains(t, err, "no eStargz")
+	_, err = parseID("sha256:short@" + toc)
+	require.ErrorContains(t, err, "sha256:short")
+}

@@ -1,0 +1,119 @@
+package lazy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/util/bklog"
+	"github.com/moby/buildkit/util/progress"
+)
+
+// Refused tells those who watch a build why a layer is pulled whole. BuildKit
+// then asks for none of those above it.
+func (l *Layers) Refused(ctx context.Context, labels map[string]string, err error) {
+	why := fmt.Sprintf("layer %s of %s is not lazy, it and those above it are pulled: %v", labels[digestLabel], labels[refLabel], err)
+	bklog.G(ctx).Warn(why)
+	pw, _, _ := progress.NewFromContext(ctx)
+	defer pw.Close()
+	_ = pw.Write(identity.NewID(), client.VertexLog{Stream: stderr, Data: []byte(why + "\n")})
+}
+
+const stderr = 2
+
+// Watch shows, in the progress of the vertex that runs in this context, the
+// layers that are mounted or waited for while it runs. What it returns ends
+// that, and adds to the vertex's error why a layer could not be read: a process
+// in a container sees no more than EIO.
+func (l *Layers) Watch(ctx context.Context) (end func(error) error) {
+	w := &watch{layers: l, start: time.Now(), before: l.waits(), stop: make(chan struct{}), done: make(chan struct{})}
+	go w.run(ctx)
+	return w.end
+}
+
+func (l *Layers) waits() map[*layer]int64 {
+	waits := map[*layer]int64{}
+	l.each(func(open *layer) { waits[open] = open.Stats().Misses })
+	return waits
+}
+
+func (l *Layers) each(do func(*layer)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, open := range l.open {
+		do(open)
+	}
+}
+
+type watch struct {
+	layers     *Layers
+	start      time.Time
+	before     map[*layer]int64
+	stop, done chan struct{}
+}
+
+func (w *watch) run(ctx context.Context) {
+	defer close(w.done)
+	pw, _, _ := progress.NewFromContext(ctx)
+	defer pw.Close()
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			w.show(pw, nil)
+		case <-w.stop:
+			now := time.Now()
+			w.show(pw, &now)
+			return
+		}
+	}
+}
+
+// show writes a line for each layer that this vertex has to do with.
+func (w *watch) show(pw progress.Writer, completed *time.Time) {
+	w.layers.each(func(open *layer) {
+		stats := open.Stats()
+		before, old := w.before[open]
+		if old && stats.Misses == before {
+			return
+		}
+		_ = pw.Write("lazy "+open.Key().Blob.String(), progress.Status{
+			Action:  "lazy",
+			Current: int(stats.Here), Total: int(stats.Size),
+			Started: &w.start, Completed: completed,
+		})
+	})
+}
+
+// end waits until all is written, since the vertex takes no more afterwards.
+func (w *watch) end(err error) error {
+	close(w.stop)
+	<-w.done
+	if err == nil {
+		return nil
+	}
+	return w.explain(err)
+}
+
+// explain adds what reads have failed of since the start.
+func (w *watch) explain(err error) error {
+	var causes []error
+	w.layers.each(func(open *layer) {
+		failure := open.failure.Load()
+		if failure == nil || failure.at.Before(w.start) {
+			return
+		}
+		stats := open.Stats()
+		causes = append(causes, fmt.Errorf("lazy layer %s of %s, of which %s of %s is here: %w", open.Key().Blob, open.labels.Ref,
+			units.HumanSize(float64(stats.Here)), units.HumanSize(float64(stats.Size)), failure.err))
+	})
+	if len(causes) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, errors.Join(causes...))
+}

@@ -1,0 +1,73 @@
+// Package lazyfs shows a stored layer as a read-only filesystem by FUSE, to
+// stand below an overlay. It answers from the layer's index and leaves it to
+// the layer to have contents or to get them; it knows no registry. The
+// snapshotter's mounter calls it.
+//
+// # Asked once, or never
+//
+// A layer never changes, so the kernel may keep all it was ever told: names,
+// names that do not exist, attributes, targets of symlinks, directories and
+// pages. What is warm is as fast as any other filesystem. A node's number in
+// the layer is its number in the kernel, so that nothing has to be remembered
+// here, and nothing forgotten.
+//
+// What has no answer is answered with ENOSYS, which the kernel takes as an
+// answer for good: opening and closing of directories, flushing, xattrs of a
+// layer without any, and, where there is no passthrough, opening of files.
+//
+// # Passthrough
+//
+// A large file whose bytes are all here can be read by the kernel from its file
+// on disk without asking anybody. That needs an answer to each open, of small
+// files too, which costs them more than reading them from the page cache does.
+// So it is for layers with a file of PassthroughSize or more.
+package lazyfs
+
+import (
+	"context"
+	"iter"
+	"os"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
+)
+
+// A Layer is what a filesystem shows. It does not change, but for which of its
+// contents are present. *store.Layer is one.
+type Layer interface {
+	// Nodes is the number of nodes; theirs are the numbers below it.
+	Nodes() int
+	Attr(store.Node) store.Attr
+	Lookup(dir store.Node, name string) (store.Node, bool)
+	// Entries are those of a directory from a place on, with their places and
+	// without . and .. .
+	Entries(dir store.Node, from int) iter.Seq2[int, store.Entry]
+	// Parent is that of a directory; the root is its own.
+	Parent(dir store.Node) store.Node
+	Readlink(store.Node) string
+	Xattrs(store.Node) iter.Seq2[string, []byte]
+	HasXattrs() bool
+	Opaque(dir store.Node) bool
+	HasOpaque() bool
+	// ReadAt waits for what is not present yet, until the context is done.
+	ReadAt(ctx context.Context, n store.Node, p []byte, off int64) (int, error)
+	// Backing opens the file on disk that holds a large file and nothing else,
+	// if it is complete.
+	Backing(store.Node) (*os.File, bool)
+	// Small is the contents of a small file, if they are present.
+	Small(store.Node) ([]byte, bool)
+}
+
+// Options are those of a mount. The zero value is good for a daemon that runs
+// as root.
+type Options struct {
+	// UserXattr is set when the overlay above is mounted with userxattr, as
+	// rootless daemons do: opaque directories then say so in
+	// user.overlay.opaque instead of trusted.overlay.opaque.
+	UserXattr bool
+	// NoPassthrough reads large files through the daemon, too. It is only
+	// needed to see what that costs: where the kernel or the daemon's
+	// privileges do not allow passthrough, it is found out.
+	NoPassthrough bool
+}
+
+var _ Layer = (*store.Layer)(nil)

@@ -1,0 +1,61 @@
+package lazyfs
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
+)
+
+func (c *conn) read(r *request, in *fuse.ReadIn) unix.Errno {
+	f, n, off := c.files, nodeOf(in.NodeId), int64(in.Offset)
+	if f.failures.again(n, off) {
+		return unix.EIO
+	}
+	ctx := newReader(c, r)
+	defer ctx.end()
+	p := r.body(int(in.Size))
+	got, err := f.layer.ReadAt(ctx, n, p, off)
+	switch {
+	case err == nil || errors.Is(err, io.EOF):
+		r.trim(got)
+		if off == 0 {
+			c.pushAhead(n)
+		}
+		return 0
+	case ctx.Err() != nil:
+		return unix.EINTR
+	}
+	f.failures.add(n, off, int64(len(p)))
+	return unix.EIO
+}
+
+// failures remembers the last read that failed. The kernel reads ahead, and
+// when that fails asks for the first page alone, at once. That must not wait
+// for a registry's deadline once more.
+type failures struct {
+	mu       sync.Mutex
+	node     store.Node
+	from, to int64 // bytes of the file
+	until    time.Time
+}
+
+// failureLasts is how long a read that failed is not tried again.
+const failureLasts = time.Second
+
+func (f *failures) add(n store.Node, off, size int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.node, f.from, f.to, f.until = n, off, off+size, time.Now().Add(failureLasts)
+}
+
+func (f *failures) again(n store.Node, off int64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.node == n && f.from <= off && off < f.to && time.Now().Before(f.until)
+}

@@ -1,0 +1,81 @@
+package lazyfs
+
+import (
+	"iter"
+	"strings"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
+)
+
+// xattrs are those that a layer shows.
+type xattrs struct {
+	layer Layer
+	// overlay is the prefix of those that overlayfs takes for its own. What a
+	// layer has below it is hidden: it could send overlayfs elsewhere.
+	overlay string
+	none    bool
+}
+
+func xattrsOf(layer Layer, user bool) xattrs {
+	x := xattrs{layer, "trusted.overlay.", !layer.HasXattrs() && !layer.HasOpaque()}
+	if user {
+		x.overlay = "user.overlay."
+	}
+	return x
+}
+
+// of a node, with that of an opaque directory. There is one name for it, not
+// both: BuildKit's differ takes the other one for a change.
+func (x xattrs) of(n store.Node) iter.Seq2[string, []byte] {
+	return func(yield func(string, []byte) bool) {
+		if x.layer.Opaque(n) && !yield(x.overlay+"opaque", []byte("y")) {
+			return
+		}
+		for name, value := range x.layer.Xattrs(n) {
+			if !strings.HasPrefix(name, x.overlay) && !yield(name, value) {
+				return
+			}
+		}
+	}
+}
+
+func (f *filesystem) getXAttr(r *request, n store.Node, want string) unix.Errno {
+	if f.xattrs.none {
+		return unix.ENOSYS
+	}
+	for name, value := range f.xattrs.of(n) {
+		if name == want {
+			return fill(r, value)
+		}
+	}
+	return unix.ENODATA
+}
+
+// listXAttr answers for a layer without xattrs, too: tar --xattrs warns of each
+// file that cannot be asked.
+func (f *filesystem) listXAttr(r *request, n store.Node) unix.Errno {
+	var list []byte
+	if !f.xattrs.none {
+		for name := range f.xattrs.of(n) {
+			list = append(append(list, name...), 0)
+		}
+	}
+	return fill(r, list)
+}
+
+// fill answers with a value, or with its size if that is what is wanted.
+func fill(r *request, value []byte) unix.Errno {
+	room := int(message[fuse.GetXAttrIn](r).Size)
+	switch {
+	case room == 0:
+		answer[fuse.GetXAttrOut](r).Size = uint32(len(value))
+	case room < len(value):
+		return unix.ERANGE
+	default:
+		copy(r.body(len(value)), value)
+	}
+	return 0
+}
