@@ -18,37 +18,53 @@
 //
 // Regular files of the root filesystem's own superblock that were opened for
 // reading, writing or execution, by the process or its children, and that the
-// image had before. One that is renamed before its event was looked at, within
-// a moment of being opened, is missed. What lies on mounts (cache, bind, tmpfs, proc, sysfs) has
-// another superblock and is never seen. Two reads of a profile's files in
-// another order make the same profile.
+// image had before. One that is renamed before its event was looked at, within a
+// moment of being opened, is missed. What lies on mounts (cache, bind, tmpfs,
+// proc, sysfs) has another superblock and is never seen. Two reads of a profile's
+// files in another order make the same profile.
 //
 // The events are fanotify's, with a mark on the superblock of the overlay, which
 // also sees what happens in the mount namespace of the container. The kernel
 // asks nobody for permission, so that a stuck daemon cannot hold up a process.
-// Each file costs one event: the inode is ignored from then on. To have the
-// superblock, the root is mounted here, and the executor is given a bind mount
-// of that, so that what the process writes lands where it would have landed. A
-// root that is no overlay of its own (the native snapshotter's bind mounts)
-// cannot be told from the host's files and is not recorded.
+// Each file costs one event: the inode is ignored from then on. BuildKit has the
+// overlay mounted for as long as the process runs, and the mark goes there:
+// nothing is mounted here, which a daemon that is killed would leave behind.
+//
+// # What is not recorded
+//
+// The root filesystem of the native snapshotter is a plain directory on the
+// host's own superblock. A mark there would make events of all that happens on
+// the host, each of them with a descriptor that may be in the way of an unmount
+// elsewhere. A rootless daemon may not mark a superblock, and is not told which
+// process opened what. In both cases the log of the step and a warning say so: a
+// step runs as usual, and a workload is not started.
+//
+// # What a workload may do
+//
+// It is stopped with all its children, TERM first and then KILL. It writes to the daemon's disk, and is stopped when little of that is
+// left; what it wrote is deleted as soon as it has ended.
 //
 // # Ranges of large files
 //
-// Which parts of a large file were touched is learned from the tracepoints
-// filemap:mm_filemap_get_pages (reads), mm_filemap_map_pages and
-// mm_filemap_fault (mapped pages) through perf_event_open. They exist since
-// Linux 6.12, name the inode of the layer below the overlay, and tell what was
-// asked for, whether or not the page cache had it. Residency of the page cache
-// (cachestat, mincore) does not serve: the host's readahead, up to 8 MiB at a
-// time on cloud disks, counts as touched, what the build itself has cached
-// counts as touched, dropping it slows the build, and cachestat(2) on a file of
-// an overlay looks at the overlay's own inode, which has no pages. Pre-content
-// events of fanotify do not exist for overlays, and hold up the process.
+// Which parts of a large file were touched is learned from tracepoints, through
+// perf_event_open: filemap:mm_filemap_get_pages (reads), mm_filemap_map_pages and
+// mm_filemap_fault (mapped pages), iomap:iomap_dio_rw_begin (reads past the page
+// cache). They exist since Linux 6.12, name the inode of the layer below the
+// overlay, and tell what was asked for, whether or not the page cache had it.
+// Residency of the page cache (cachestat, mincore) does not serve: the host's
+// readahead, up to 8 MiB at a time on cloud disks, counts as touched, what the
+// build itself has cached counts as touched, dropping it slows the build, and
+// cachestat(2) on a file of an overlay looks at the overlay's own inode, which
+// has no pages. Pre-content events of fanotify do not exist for overlays, and
+// hold up the process.
 //
-// The tracepoints do not know containers. What the daemon itself reads is left
-// out; what another process reads of the same file at the same time is counted,
-// so that ranges are never too small. Where they cannot be known (older kernel,
-// no tracefs, lost samples) a file counts as read whole.
+// Ranges are never too small. The tracepoints do not know containers: what the
+// daemon itself reads is left out, what another process reads of the same file
+// at the same time is counted. What they do not tell is counted as well: pages
+// that a read may have taken before those it tells of (batchPages), and what may
+// have been mapped by huge pages (addHuge). Where they tell nothing that can be
+// relied upon (older kernel, filesystems other than ext4 and XFS, lost samples,
+// a file that the process wrote to) a file counts as read whole.
 package record
 
 import (

@@ -25,7 +25,8 @@ const (
 // counts always: the tracepoints leave it out, so that small files, which are
 // nearly all, cost nothing.
 type touches struct {
-	blocks map[inode]map[int64]struct{}
+	blocks map[inode]map[uint64]struct{}
+	latest span // of the last sample: the next is often the same
 	// lost says that the blocks are not all that were touched.
 	lost bool
 	// huge says that some file was mapped by huge pages meanwhile.
@@ -40,6 +41,12 @@ type inode struct {
 	number uint64
 }
 
+// A span is some blocks of a file, the last included.
+type span struct {
+	inode
+	first, last uint64
+}
+
 func inodeOf(st unix.Stat_t) inode { return inode{kernelDevice(st.Dev), st.Ino} }
 
 // kernelDevice returns a device of stat(2) in the kernel's own encoding.
@@ -49,7 +56,7 @@ func kernelDevice(dev uint64) uint32 {
 
 func newTouches(devices []uint32) *touches {
 	return &touches{
-		blocks:  map[inode]map[int64]struct{}{},
+		blocks:  map[inode]map[uint64]struct{}{},
 		devices: devices,
 		shift:   bits.TrailingZeros(uint(block / os.Getpagesize())),
 	}
@@ -57,13 +64,18 @@ func newTouches(devices []uint32) *touches {
 
 // add takes the pages from first to last of a file.
 func (t *touches) add(of inode, first, last uint64) {
+	span := span{of, first >> t.shift, last >> t.shift}
+	if span == t.latest {
+		return
+	}
+	t.latest = span
 	blocks := t.blocks[of]
 	if blocks == nil {
-		blocks = map[int64]struct{}{}
+		blocks = map[uint64]struct{}{}
 		t.blocks[of] = blocks
 	}
-	for b := first >> t.shift; b <= last>>t.shift; b++ {
-		blocks[int64(b)] = struct{}{}
+	for b := span.first; b <= span.last; b++ {
+		blocks[b] = struct{}{}
 	}
 }
 
@@ -80,7 +92,7 @@ func (t *touches) ranges(st unix.Stat_t) []profile.Range {
 	touched := t.blocks[inodeOf(st)]
 	var ranges []profile.Range
 	for start := int64(0); start < st.Size; start += block {
-		if _, ok := touched[start/block]; !ok && start > 0 {
+		if _, ok := touched[uint64(start/block)]; !ok && start > 0 {
 			continue
 		}
 		size := min(block, st.Size-start)

@@ -32,6 +32,7 @@ var benchmarks = map[string]func(context.Context, *config) error{
 	"export":  export,
 	"lazy":    lazy,
 	"profile": profile,
+	"record":  recordSteps,
 }
 
 func main() {
@@ -42,7 +43,7 @@ func main() {
 	flag.Parse()
 	measure := benchmarks[flag.Arg(0)]
 	if flag.NArg() != 1 || measure == nil || *runs < 1 {
-		log.Fatal("usage: bench [flags] export|lazy|profile")
+		log.Fatal("usage: bench [flags] export|lazy|profile|record")
 	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
