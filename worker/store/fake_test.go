@@ -17,7 +17,8 @@ type fake struct {
 
 	mu       sync.Mutex
 	requests []span
-	corrupt  int // calls of Corrupt
+	read     int64 // bytes
+	corrupt  int   // calls of Corrupt
 	hurried  int
 }
 
@@ -54,6 +55,14 @@ func (f *fake) asked() []span {
 type fakeStream struct {
 	io.ReadCloser
 	f *fake
+}
+
+func (s fakeStream) Read(p []byte) (int, error) {
+	n, err := s.ReadCloser.Read(p)
+	s.f.mu.Lock()
+	defer s.f.mu.Unlock()
+	s.f.read += int64(n)
+	return n, err
 }
 
 func (s fakeStream) Corrupt() {

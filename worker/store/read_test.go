@@ -173,12 +173,25 @@ func TestOneRequestForManyFiles(t *testing.T) {
 		require.Equal(t, text(uint64(i), 2000), got)
 	}
 	require.Len(t, f.asked(), 1)
-	// What is here already is not asked for again, unless it is little.
+	// What is here already is not asked for again,
+	f.window = 300_000
 	_, err = read(l, find(t, l, "000"))
 	require.NoError(t, err)
 	asked = f.asked()
 	require.Len(t, asked, 2)
 	require.Equal(t, span{l.index.chunk(0).Offset, k.Offset - l.index.chunk(0).Offset}, asked[1])
+	// unless it is little.
+	f.window = 1
+	_, err = read(l, find(t, l, "110"))
+	require.NoError(t, err)
+	f.window = 100_000
+	_, err = read(l, find(t, l, "100"))
+	require.NoError(t, err)
+	for i := 100; i < 140; i++ {
+		_, err = read(l, find(t, l, fmt.Sprintf("%03d", i)))
+		require.NoError(t, err)
+	}
+	require.Len(t, f.asked(), 4)
 }
 
 func TestConcurrentReadersFetchOnce(t *testing.T) {

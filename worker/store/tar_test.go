@@ -106,7 +106,11 @@ func openStore(t testing.TB) *Store {
 	t.Helper()
 	s, err := Open(t.TempDir(), Options{})
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	t.Cleanup(func() {
+		require.NoError(t, s.Close())
+		require.Empty(t, s.flights.by)
+		require.True(t, s.buffers.TryAcquire(maxBuffers), "a buffer was not given back")
+	})
 	return s
 }
 
