@@ -153,6 +153,14 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+func TestRingSize(t *testing.T) {
+	for cpus, want := range map[int]int{1: 2 << 20, 8: 2 << 20, 9: 1 << 20, 64: 256 << 10, 512: 256 << 10} {
+		if got := ringSize(cpus); got != want {
+			t.Errorf("%d CPUs: %d, want %d", cpus, got, want)
+		}
+	}
+}
+
 func TestParseFormat(t *testing.T) {
 	const format = `name: mm_filemap_map_pages
 ID: 598

@@ -124,7 +124,7 @@ func TestLostSamples(t *testing.T) {
 	if samples.lost() {
 		t.Fatal("samples are lost before there are any")
 	}
-	for range ringSize / 32 {
+	for range ringSize(len(samples.cpus)) / 32 {
 		_, err := f.ReadAt(make([]byte, 1), block)
 		check(t, err)
 	}

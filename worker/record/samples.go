@@ -14,9 +14,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ringSize is the memory for samples of one CPU, in bytes: some 7,000 samples.
-// They are drained when a quarter is full.
-const ringSize = 512 << 10
+// ringSize is the memory for samples of one CPU, in bytes, a power of two. Two
+// megabytes are 32,000 samples, which is what a process can make in a tenth of
+// a second: that long the daemon may have to wait for a CPU. Where there are
+// many CPUs, it waits less. The rings are drained when a quarter is full.
+func ringSize(cpus int) int {
+	const each, least, all = 2 << 20, 256 << 10, 16 << 20
+	size := each
+	for size > least && size*cpus > all {
+		size /= 2
+	}
+	return size
+}
 
 // samples are what the tracepoints tell, one ring for each CPU.
 type samples struct {
@@ -43,7 +52,7 @@ func openSamples(points []tracepoint, devices []uint32) (*samples, error) {
 	s := &samples{points: points, self: uint32(os.Getpid()), cpus: cpus}
 	for _, cpu := range cpus {
 		if err == nil {
-			err = s.openCPU(cpu, devices)
+			err = s.openCPU(cpu, ringSize(len(cpus)), devices)
 		}
 	}
 	for _, fd := range s.fds {
@@ -58,9 +67,9 @@ func openSamples(points []tracepoint, devices []uint32) (*samples, error) {
 	return s, nil
 }
 
-func (s *samples) openCPU(cpu int, devices []uint32) error {
+func (s *samples) openCPU(cpu, size int, devices []uint32) error {
 	for i := range s.points {
-		fd, err := s.points[i].open(cpu)
+		fd, err := s.points[i].open(cpu, size/4)
 		if err != nil {
 			return err
 		}
@@ -74,7 +83,7 @@ func (s *samples) openCPU(cpu int, devices []uint32) error {
 			}
 			continue
 		}
-		memory, err := unix.Mmap(fd, 0, os.Getpagesize()+ringSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		memory, err := unix.Mmap(fd, 0, os.Getpagesize()+size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 		if err != nil {
 			return err
 		}
@@ -84,7 +93,8 @@ func (s *samples) openCPU(cpu int, devices []uint32) error {
 	return nil
 }
 
-func (p *tracepoint) open(cpu int) (int, error) {
+// open opens an event that wakes its reader when there are that many bytes.
+func (p *tracepoint) open(cpu, wakeup int) (int, error) {
 	attr := unix.PerfEventAttr{
 		Type:        unix.PERF_TYPE_TRACEPOINT,
 		Config:      p.id,
@@ -92,7 +102,7 @@ func (p *tracepoint) open(cpu int) (int, error) {
 		Sample_type: unix.PERF_SAMPLE_TID | unix.PERF_SAMPLE_RAW,
 		Read_format: unix.PERF_FORMAT_LOST,
 		Bits:        unix.PerfBitDisabled | unix.PerfBitWatermark,
-		Wakeup:      ringSize / 4,
+		Wakeup:      uint32(wakeup),
 	}
 	attr.Size = uint32(unsafe.Sizeof(attr))
 	return unix.PerfEventOpen(&attr, -1, cpu, -1, unix.PERF_FLAG_FD_CLOEXEC)

@@ -74,7 +74,7 @@ func keepTracepoints() []tracepoint {
 		return nil
 	}
 	for i := range points {
-		if _, err := points[i].open(0); err != nil {
+		if _, err := points[i].open(0, 0); err != nil {
 			return nil
 		}
 	}
