@@ -22,6 +22,9 @@ func (r *run) fetch(ctx context.Context, blobs *Blobs) {
 	start := r.layer.offset(r.items)
 	size := r.layer.end(r.items) - start
 	f := &fetcher{layer: r.layer, left: r.items, at: start}
+	if r.priority != wanted {
+		f.cores.SetLimit(runtime.GOMAXPROCS(0))
+	}
 	from, err := blobs.at(r.priority).Range(ctx, start, size)
 	if err == nil {
 		if s, ok := from.(interface{ Hurry() }); ok {
@@ -29,12 +32,14 @@ func (r *run) fetch(ctx context.Context, blobs *Blobs) {
 		}
 		r.layer.fetched.Add(size)
 		f.from = from
-		err = f.all(&stream{r: from, left: size})
-		from.Close()
+		err = f.all(size)
+		from.Close() // first: others may have waited for its end
+		f.cores.Wait()
 	}
 	for _, i := range f.left {
 		f.land(i, err)
 	}
+	f.complain()
 }
 
 // offset and end are where the members of some items start and end in the blob.
@@ -86,10 +91,11 @@ func (s *stream) Read(p []byte) (int, error) {
 type fetcher struct {
 	layer   *Layer
 	from    io.Reader
+	stream  *stream       // of the same
 	in      *bufio.Reader // of the same
-	stream  *stream
-	at      int64                 // in the blob, of the next byte
-	left    []item                // whose bytes did not arrive yet
+	at      int64         // in the blob, of the next byte
+	left    []item        // whose bytes did not arrive yet
+	cores   errgroup.Group
 	corrupt atomic.Bool           // since complain
 	failed  atomic.Pointer[error] // why nothing more can be saved
 }
@@ -98,30 +104,29 @@ type fetcher struct {
 // together.
 const batchSize = 64 << 10
 
-// all saves the chunks of a run. The first one somebody waits for, so that it
-// is decompressed as it arrives; the others may be on another core while the
-// next ones arrive.
-func (f *fetcher) all(s *stream) error {
-	f.stream, f.in = s, bufio.NewReaderSize(s, batchSize)
-	var cores errgroup.Group
-	cores.SetLimit(runtime.GOMAXPROCS(0))
-	defer func() {
-		cores.Wait()
-		f.complain()
-	}()
+// all reads a range of size bytes and saves its chunks. The first one somebody
+// waits for, so that it is decompressed as it arrives; the others may be on
+// another core while the next ones arrive. The stream of who is waited for must
+// not be held up, so that theirs take as many cores as there are.
+func (f *fetcher) all(size int64) error {
+	f.stream = &stream{r: f.from, left: size}
+	f.in = bufio.NewReaderSize(f.stream, batchSize)
 	err := f.member()
 	for err == nil && len(f.left) > 0 {
 		f.complain()
 		batch := f.left[:f.layer.within(f.left, batchSize)]
 		size := f.layer.end(batch) - f.layer.offset(batch)
 		if f.layer.store.buffers.TryAcquire(size) {
-			err = f.batch(&cores, batch, size)
+			err = f.batch(batch, size)
 		} else {
 			err = f.member()
 		}
 		if failed := f.failed.Load(); failed != nil {
 			return *failed
 		}
+	}
+	if err == nil {
+		_, _ = io.Copy(io.Discard, f.in) // a connection that is read to the end serves again
 	}
 	return err
 }
@@ -148,7 +153,7 @@ func (f *fetcher) member() error {
 }
 
 // batch reads the members of some items, and another core saves them.
-func (f *fetcher) batch(cores *errgroup.Group, items []item, size int64) error {
+func (f *fetcher) batch(items []item, size int64) error {
 	p := newBuffer(int(size))
 	done := func() {
 		buffers.Put(p)
@@ -165,7 +170,7 @@ func (f *fetcher) batch(cores *errgroup.Group, items []item, size int64) error {
 	}
 	f.at = start + size
 	f.left = f.left[len(items):]
-	cores.Go(func() error {
+	f.cores.Go(func() error {
 		defer done()
 		for len(items) > 0 {
 			n := f.layer.within(items, 0)
