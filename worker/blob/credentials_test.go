@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -54,7 +55,7 @@ func (s *tokens) revoke() {
 func (s *tokens) required(w http.ResponseWriter, r *http.Request) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	challenge := fmt.Sprintf(`Bearer realm="%s/token",service="registry",scope="repository:library/image:pull"`, s.URL)
+	challenge := fmt.Sprintf(`Bearer realm="%s/token",service="registry"`, s.URL)
 	switch r.Header.Get("Authorization") {
 	case fmt.Sprintf("Bearer token-%d", s.valid):
 		return false
@@ -241,6 +242,40 @@ func TestRedirectToAnotherStorage(t *testing.T) {
 	old.Close()
 	wantRange(t, b, blob, 10, 10)
 	require.Len(t, current.seen(), 1)
+}
+
+// What a failed request remembers of a redirect is not tried again.
+func TestRedirectIsForgotten(t *testing.T) {
+	blob := contents(1000)
+	old, current := serve(t, blob), serve(t, blob)
+	target := old.URL
+	r := serve(t, blob, func(w http.ResponseWriter, r *http.Request) bool {
+		return status(302, "Location", target+"/x")(w, r)
+	})
+	other := serve(t, blob, after(1, status(404)))
+	b := NewLine(impatient).Open(r.digest(), source(r.host(), other.host()))
+	wantRange(t, b, blob, 0, 10)
+	target = current.URL
+	old.Close()
+	wantRange(t, b, blob, 10, 10)
+	require.Len(t, other.seen(), 1)
+	wantRange(t, b, blob, 20, 10)
+	require.Len(t, current.seen(), 1)
+}
+
+// Nor is storage that has sent wrong bytes, but by way of the registry.
+func TestCorruptStorage(t *testing.T) {
+	blob := contents(1000)
+	l := serveLinks(t, blob, 403)
+	b := l.registry.open(impatient)
+	rc, err := b.With(Wanted).Range(t.Context(), 0, 10)
+	require.NoError(t, err)
+	_, err = io.ReadAll(rc)
+	require.NoError(t, err)
+	rc.(*Stream).Corrupt()
+	wantRange(t, b, blob, 0, 10)
+	require.Len(t, l.registry.seen(), 2)
+	require.Equal(t, "no-cache", l.storage.seen()[1].Header.Get("Cache-Control"))
 }
 
 // Within the registry, credentials go along.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -92,7 +93,11 @@ func TestTemporaryFaults(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := serve(t, blob, c.trouble)
-			b := r.open(Options{Stall: 200 * time.Millisecond})
+			o := Options{}
+			if strings.HasPrefix(name, "stalled") {
+				o.Stall = 200 * time.Millisecond
+			}
+			b := r.open(o)
 			wantRange(t, b, blob, 0, size)
 			require.EqualValues(t, c.retries, b.line.Stats().Retries)
 			require.Zero(t, b.line.Stats().Failures)

@@ -25,6 +25,18 @@ func TestTail(t *testing.T) {
 			[]string{"bytes=-100", "bytes=900-999"}, []string{"bytes=0-0", "bytes=900-999"}},
 		"refused, with a size": {ifSuffix(status(416, "Content-Range", "bytes */1000")),
 			[]string{"bytes=-100", "bytes=900-999"}, []string{"bytes=0-0", "bytes=900-999"}},
+		"sizes are not told again": {func(w http.ResponseWriter, r *http.Request) bool {
+			switch r.Header.Get("Range") {
+			case "bytes=900-999":
+				w.Header().Set("Content-Range", "bytes 900-999/*")
+				w.WriteHeader(206)
+				w.Write(blob[900:])
+				return true
+			case "bytes=-100":
+				return status(416, "Content-Range", "bytes */1000")(w, r)
+			}
+			return false
+		}, []string{"bytes=-100", "bytes=900-999"}, []string{"bytes=0-0", "bytes=900-999"}},
 		"refused": {ifSuffix(status(416)),
 			[]string{"bytes=-100", "bytes=0-0", "bytes=900-999"}, []string{"bytes=0-0", "bytes=900-999"}},
 		"a bad request": {ifSuffix(status(400)),
@@ -70,6 +82,9 @@ func TestTailOfAShortBlob(t *testing.T) {
 			require.NoError(t, err)
 			require.EqualValues(t, 10, size)
 			require.Equal(t, blob, p)
+			if name != "refused" {
+				require.Len(t, r.seen(), 1)
+			}
 		})
 	}
 }
@@ -173,6 +188,31 @@ func TestUnrangedTail(t *testing.T) {
 	require.Equal(t, blob[1<<20-1000:], p)
 	wantRange(t, b, blob, 0, 1000)
 	require.Len(t, r.seen(), 2, "one for the suffix, one for the blob")
+}
+
+// A download in the background is hurried when somebody waits for it.
+func TestUnrangedInTheBackground(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		blob := contents(1 << 20)
+		h := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) {
+			r.Header.Del("Range")
+			sendBlob(w, r, blob)
+		}}
+		b := NewLine(Options{TempDir: t.TempDir()}).Open(someDigest, source(h.host()))
+		other := &turn{queue: &b.line.queue, priority: Wanted}
+		require.NoError(t, other.take(t.Context()))
+		defer other.release()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			_, err := read(t.Context(), b.With(Background), 0, 1000)
+			require.NoError(t, err)
+		})
+		time.Sleep(patience + 1)
+		start := time.Now()
+		wantRange(t, b, blob, 5, 1000)
+		require.Less(t, time.Since(start), trickleTime+1)
+		wg.Wait()
+	})
 }
 
 // Bytes that came before the connection broke are kept, and the server may

@@ -1,6 +1,7 @@
 package blob
 
 import (
+	"context"
 	"net/http"
 	"testing"
 	"testing/synctest"
@@ -31,6 +32,7 @@ func TestBackoff(t *testing.T) {
 		wantRange(t, NewLine(Options{}).Open(someDigest, source(h.host())), blob, 0, 100)
 		gaps, most := h.gaps(), firstWait
 		require.Len(t, gaps, 9)
+		require.NotEqual(t, 2*gaps[0], gaps[1])
 		for _, gap := range gaps {
 			require.LessOrEqual(t, gap, most)
 			require.GreaterOrEqual(t, gap, most/2)
@@ -46,8 +48,9 @@ func TestRetryAfter(t *testing.T) {
 		seconds := first(1, status(429, "Retry-After", "7"))
 		date := first(1, status(503, "Retry-After", time.Now().Add(20*time.Second).UTC().Format(http.TimeFormat)))
 		nonsense := first(1, status(503, "Retry-After", "soon"))
+		refused := first(1, status(403, "Retry-After", "3"))
 		h := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) {
-			if !seconds(w, r) && !date(w, r) && !nonsense(w, r) {
+			if !seconds(w, r) && !date(w, r) && !nonsense(w, r) && !refused(w, r) {
 				sendBlob(w, r, blob)
 			}
 		}}
@@ -56,6 +59,42 @@ func TestRetryAfter(t *testing.T) {
 		require.Equal(t, 7*time.Second, gaps[0])
 		require.InDelta(t, 13, gaps[1].Seconds(), 1)
 		require.LessOrEqual(t, gaps[2], 4*firstWait)
+		require.Equal(t, 3*time.Second, gaps[3])
+	})
+}
+
+// A host that has refused for good does not make those wait less that will be
+// asked again.
+func TestRetryAfterBesideARefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		blob := contents(100)
+		overloaded := first(1, status(503, "Retry-After", "7"))
+		lacksIt := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) { status(404)(w, r) }}
+		h := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) {
+			if !overloaded(w, r) {
+				sendBlob(w, r, blob)
+			}
+		}}
+		mirror := lacksIt.host()
+		mirror.Host = "mirror.example"
+		wantRange(t, NewLine(Options{}).Open(someDigest, source(mirror, h.host())), blob, 0, 100)
+		require.Equal(t, []time.Duration{7 * time.Second}, h.gaps())
+	})
+}
+
+// Whoever goes away learns what it was that took so long.
+func TestCancelNamesTheCause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		unavailable := first(1, status(503))
+		h := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) {
+			if !unavailable(w, r) {
+				silence(w, r)
+			}
+		}}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		_, err := read(ctx, NewLine(Options{}).Open(someDigest, source(h.host())).With(Wanted), 0, 100)
+		require.EqualError(t, err, "layer "+someDigest.String()+" from registry.example: context deadline exceeded after: 503 Service Unavailable")
 	})
 }
 
