@@ -104,15 +104,11 @@ func (s *spool) begin(t *turn) bool {
 // fill takes the blob from its start on and returns how much of it is new. If
 // it breaks, the next one's beginning is skipped: to that server ranges mean
 // nothing.
-func (s *spool) fill(h *host, size int64, body io.Reader) (int64, error) {
+func (s *spool) fill(h *host, body io.Reader) (int64, error) {
 	n, err := s.add(body)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.have += n
-	if err == nil && size != unknown && s.have != size {
-		err = &fault{fmt.Sprintf("%d bytes of a blob of %d", s.have, size)}
-		s.clear()
-	}
 	s.complete, s.host = err == nil, h
 	close(s.filled)
 	s.filler = nil
@@ -132,7 +128,9 @@ func (s *spool) add(body io.Reader) (int64, error) {
 		s.file, s.have = file, 0
 		s.mu.Unlock()
 	}
-	if _, err := io.CopyN(io.Discard, body, s.have); err != nil {
+	if n, err := io.CopyN(io.Discard, body, s.have); err == io.EOF {
+		return 0, &fault{fmt.Sprintf("a blob of %d bytes, of which %d came before", n, s.have)}
+	} else if err != nil {
 		return 0, err
 	}
 	return io.Copy(io.NewOffsetWriter(s.file, s.have), body)

@@ -165,7 +165,7 @@ func (s *Stream) spool() error {
 		s.drop()
 		return nil // somebody else does
 	}
-	n, err := spool.fill(s.host, s.reply.size, pull(s.pull))
+	n, err := spool.fill(s.host, pull(s.pull))
 	if n > 0 {
 		s.heard, s.trial = time.Now(), trial{}
 	}

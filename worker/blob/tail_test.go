@@ -249,6 +249,13 @@ func TestUnrangedWithoutRoom(t *testing.T) {
 	require.False(t, e.Temporary())
 }
 
+// A blob that is shorter than what came of it is none.
+func TestUnrangedAndShorter(t *testing.T) {
+	long := contents(1000)
+	r := serve(t, contents(500), unranged(false), first(1, cut(long, 800, truncate)))
+	require.ErrorContains(t, wantError(t, r.open(Options{Deadline: firstWait})), "wrong answer: a blob of 500 bytes, of which 800 came before")
+}
+
 // Wrong bytes are not kept.
 func TestUnrangedCorrupt(t *testing.T) {
 	blob := contents(1000)
