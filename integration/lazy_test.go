@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -75,6 +76,42 @@ func TestLazySameFiles(t *testing.T) {
 	// containerd's unpacking takes 1970 for all that is older.
 	const old = "time-before-1970"
 	requireSame(t, without(truth, old), without(startLazy(t, "").build(t, dir).logs.String(), old))
+}
+
+// Whoever wrote the layers, they are mounted, and the files are the same.
+func TestLazyOfOthers(t *testing.T) {
+	needs(t)
+	base, dir := repository(t), hardImage(t)
+	plain := startDaemon(t, stock)
+	gzip := base + ":gzip"
+	plain.build(t, dir, "--output", "type=image,push=true,oci-mediatypes=true,name="+gzip)
+	for _, c := range []struct {
+		name  string
+		write func(image string)
+	}{
+		{"stock BuildKit", func(image string) {
+			plain.build(t, dir, "--output", "type=image,push=true,oci-mediatypes=true,force-compression=true,compression=estargz,name="+image)
+		}},
+		{"ctr-remote", func(image string) {
+			run(t, "optimize", "-address", startContainerd(t).address, "-period", "1s", gzip, image)
+		}},
+		{"min-chunk-size", func(image string) {
+			startDaemon(t, ours).build(t, dir, "--output", profiled(image, "estargz-min-chunk-size=65536"))
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			image := base + ":" + path.Base(repositoryName(t))
+			c.write(image)
+			// The truth is what the same image shows when it is unpacked.
+			command := upon(t, image, "hardfiles manifest /hard /bin")
+			truth := startDaemon(t, ours).build(t, command).logs.String()
+			requireHard(t, truth)
+			lazy := startLazy(t, "").build(t, command).logs.String()
+			require.NotContains(t, lazy, "is not lazy")
+			const old = "time-before-1970" // 1970 for containerd's unpacking
+			requireSame(t, without(truth, old), without(lazy, old))
+		})
+	}
 }
 
 // What was fetched and what was built is there the second time, before and
