@@ -17,6 +17,7 @@ import (
 // pass by itself. What it writes is there at once, unless it sleeps.
 type inProcess struct {
 	serve func(http.ResponseWriter, *http.Request)
+	dial  time.Duration // that a request waits for its connection
 
 	mu    sync.Mutex
 	count int
@@ -41,6 +42,7 @@ func (p *inProcess) RoundTrip(r *http.Request) (*http.Response, error) {
 	p.count++
 	p.times = append(p.times, time.Now())
 	p.mu.Unlock()
+	time.Sleep(p.dial)
 	if trace := httptrace.ContextClientTrace(r.Context()); trace != nil {
 		trace.WroteRequest(httptrace.WroteRequestInfo{})
 	}

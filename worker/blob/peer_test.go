@@ -59,7 +59,7 @@ func (l *shapedLine) send(n int) time.Time {
 func TestMeasured(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		line := &shapedLine{roundTrip: 80 * time.Millisecond, rate: 25e6}
-		h := &inProcess{serve: line.serve}
+		h := &inProcess{serve: line.serve, dial: time.Second}
 		b := NewLine(Options{}).Open(someDigest, source(h.host()))
 		v := b.With(Wanted)
 		require.EqualValues(t, 1e6, v.Window(), "before anything was measured")

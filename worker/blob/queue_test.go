@@ -202,6 +202,16 @@ func TestYield(t *testing.T) {
 	})
 }
 
+// With one connection alone, what is wanted would have to wait for the others.
+func TestTwoConnectionsAtLeast(t *testing.T) {
+	l := NewLine(Options{Connections: 1})
+	for _, p := range []Priority{Prefetch, Wanted} {
+		turn := &turn{queue: &l.queue, priority: p}
+		require.NoError(t, turn.take(t.Context()))
+		defer turn.release()
+	}
+}
+
 // A stream that is hurried gives way no more, and holds back the others.
 func TestHurry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
