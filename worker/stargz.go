@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"path/filepath"
 
-	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/reference"
@@ -15,7 +14,6 @@ import (
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/resolver"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sys/unix"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/lazy"
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/snapshot"
@@ -39,10 +37,8 @@ func newStargz(section map[string]any, host Host) (*stargz, error) {
 
 // open opens the snapshots in a directory of the worker's.
 func (s *stargz) open(dir string) (snapshots.Snapshotter, error) {
-	// Containers of a killed daemon are dead, but the mounts of their root
-	// filesystems hold lazy layers that answer no more.
-	if err := mount.UnmountRecursive(filepath.Join(filepath.Dir(dir), "executor"), unix.MNT_DETACH); err != nil {
-		return nil, fmt.Errorf("unmount what an earlier run left: %w", err)
+	if err := unmountLeftovers(filepath.Dir(dir)); err != nil {
+		return nil, err
 	}
 	layers, err := lazy.New(dir, lazy.Options{Hosts: s.hosts, UserXattr: userXattr(dir), Config: s.config})
 	if err != nil {
