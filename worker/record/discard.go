@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 )
 
 // discard deletes what a workload wrote, once it has ended. BuildKit takes the
@@ -16,7 +15,7 @@ func (r *rootfs) discard() error {
 	if err != nil {
 		return fmt.Errorf("mounts of the root filesystem: %w", err)
 	}
-	upper := upperDir(options)
+	_, upper := overlayDirs(options)
 	if upper == "" {
 		return errors.New("the root filesystem has no directory of its own for what is written")
 	}
@@ -25,14 +24,4 @@ func (r *rootfs) discard() error {
 		err = errors.Join(err, os.RemoveAll(filepath.Join(upper, e.Name())))
 	}
 	return err
-}
-
-// upperDir returns the directory that an overlay is written to.
-func upperDir(options string) string {
-	for option := range strings.SplitSeq(options, ",") {
-		if value, ok := strings.CutPrefix(option, "upperdir="); ok {
-			return strings.Join(splitLayers(unescape(value)), ":")
-		}
-	}
-	return ""
 }

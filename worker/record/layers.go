@@ -33,6 +33,24 @@ func overlayOptions(dir string) (string, error) {
 	return mounts[0].VFSOptions, nil
 }
 
+// overlayDirs returns the directories below an overlay, the topmost first, and
+// the one it is written to, as its mount options name them.
+func overlayDirs(options string) (lower []string, upper string) {
+	for option := range strings.SplitSeq(options, ",") {
+		name, value, _ := strings.Cut(option, "=")
+		value = unescape(value)
+		switch name {
+		case "lowerdir":
+			lower = append(lower, splitLayers(value)...)
+		case "lowerdir+":
+			lower = append(lower, value)
+		case "upperdir":
+			upper = strings.Join(splitLayers(value), ":")
+		}
+	}
+	return lower, upper
+}
+
 // parseLayers returns the directories below an overlay, the topmost first.
 //
 // containerd mounts an overlay whose options would not fit into a page from the
@@ -40,21 +58,8 @@ func overlayOptions(dir string) (string, error) {
 // the kernel tells them so. The directory the process writes to, which lies
 // beside the layers and has its whole name, says which directory that was.
 func parseLayers(options string) ([]string, error) {
-	var layers []string
-	var upper string
-	for option := range strings.SplitSeq(options, ",") {
-		name, value, _ := strings.Cut(option, "=")
-		value = unescape(value)
-		switch name {
-		case "lowerdir":
-			layers = append(layers, splitLayers(value)...)
-		case "lowerdir+":
-			layers = append(layers, value)
-		case "upperdir":
-			upper = strings.Join(splitLayers(value), ":")
-		}
-	}
-	for base := upper; !exist(base, layers); base = filepath.Dir(base) {
+	layers, base := overlayDirs(options)
+	for ; !exist(base, layers); base = filepath.Dir(base) {
 		if base == filepath.Dir(base) {
 			return nil, errors.New("the layers of the root filesystem cannot be found where its mount options say")
 		}

@@ -70,6 +70,7 @@ func TestReadsInParts(t *testing.T) {
 		_, err = f.ReadAt(make([]byte, 32), 2*block-16)
 		touches := newTouches([]uint32{device})
 		samples.drain(touches)
+		touches.lost = samples.lost()
 		samples.close()
 		check(t, err)
 		var st unix.Stat_t
@@ -134,39 +135,51 @@ func TestLostSamples(t *testing.T) {
 }
 
 // Where the tracepoints do not tell of a file, it counts as read whole.
-func TestNoTracepoints(t *testing.T) {
+func TestFilesystems(t *testing.T) {
+	ranges := []profile.Range{{Offset: 0, Size: block}, {Offset: 5 * block, Size: block}}
 	for _, test := range []struct {
 		name string
-		make func(t *testing.T, dir string)
+		make func(t *testing.T) mount.Mount
+		want []profile.Range
 	}{
-		{"tmpfs", func(t *testing.T, dir string) {
-			check(t, mount.All([]mount.Mount{{Type: "tmpfs", Source: "tmpfs"}}, dir))
-		}},
-		{"another filesystem", func(t *testing.T, dir string) {
-			fs := filepath.Join(t.TempDir(), "fs")
-			check(t, os.WriteFile(fs, nil, 0o600))
-			check(t, os.Truncate(fs, 64<<20))
-			if out, err := exec.Command("mkfs.ext4", "-q", fs).CombinedOutput(); err != nil {
-				t.Skipf("mkfs.ext4: %v\n%s", err, out)
-			}
-			check(t, mount.All([]mount.Mount{{Type: "ext4", Source: fs, Options: []string{"loop"}}}, dir))
-		}},
+		{"tmpfs", func(*testing.T) mount.Mount { return mount.Mount{Type: "tmpfs", Source: "tmpfs"} }, nil},
+		{"ext4", diskOf("ext4"), ranges},
+		{"xfs", diskOf("xfs"), ranges},
+		{"btrfs", diskOf("btrfs"), nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := newSandbox(t)
-			test.make(t, s.lower)
+			check(t, mount.All([]mount.Mount{test.make(t)}, s.lower))
 			t.Cleanup(func() { check(t, mount.Unmount(s.lower, 0)) })
 			check(t, os.Mkdir(s.lower+"/data", 0o755))
 			s.largeFile("/data/large", 40<<20, 1<<20, true)
-			p, _ := s.record(Options{Period: -1, Idle: -1}, "workload", "pread", "/data/large", "0x1480000", "1")
-			want := []profile.Range{{Offset: 0, Size: block}, {Offset: 5 * block, Size: block}}
-			if test.name == "tmpfs" {
-				want = nil
-			}
-			if f := find(t, p, "data/large"); !slices.Equal(f.Ranges, want) {
-				t.Errorf("%+v, want %v", f, want)
+			for _, command := range []string{"pread", "direct", "mmap"} {
+				if command == "direct" && test.name == "tmpfs" {
+					continue
+				}
+				p, _ := s.record(Options{Period: -1, Idle: -1}, "workload", command, "/data/large", "0x1480000", "4096")
+				if f := find(t, p, "data/large"); !slices.Equal(f.Ranges, test.want) {
+					t.Errorf("%s: %+v, want %v", command, f, test.want)
+				}
 			}
 		})
+	}
+}
+
+// diskOf makes a disk with a filesystem, if there is a command to make one.
+func diskOf(fs string) func(t *testing.T) mount.Mount {
+	return func(t *testing.T) mount.Mount {
+		t.Helper()
+		disk := filepath.Join(t.TempDir(), "disk")
+		check(t, os.WriteFile(disk, nil, 0o600))
+		check(t, os.Truncate(disk, 512<<20))
+		if _, err := exec.LookPath("mkfs." + fs); err != nil {
+			t.Skip("needs mkfs." + fs)
+		}
+		if out, err := exec.Command("mkfs."+fs, "-q", disk).CombinedOutput(); err != nil {
+			t.Fatalf("mkfs.%s: %v\n%s", fs, err, out)
+		}
+		return mount.Mount{Type: fs, Source: disk, Options: []string{"loop"}}
 	}
 }
 
