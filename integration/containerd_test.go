@@ -18,12 +18,13 @@ type peer struct {
 	address string
 }
 
-func startContainerd(t *testing.T) *peer {
+// startContainerd starts both; the flags are the snapshotter's.
+func startContainerd(t *testing.T, flags ...string) *peer {
 	t.Helper()
 	dir := tempDir(t)
 	p := &peer{dir: dir, address: filepath.Join(dir, "containerd.sock")}
 
-	snapshotter := startStargzSnapshotter(t, dir)
+	snapshotter := startStargzSnapshotter(t, dir, flags...)
 	config := filepath.Join(dir, "containerd.toml")
 	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, `
 version = 3

@@ -57,11 +57,11 @@ func TestLazyBase(t *testing.T) {
 	requireEStargz(t, registry(t)+"/"+name+":latest")
 }
 
-func startStargzSnapshotter(t *testing.T, dir string) (socket string) {
+func startStargzSnapshotter(t *testing.T, dir string, flags ...string) (socket string) {
 	t.Helper()
 	socket = filepath.Join(dir, "stargz.sock")
 	serve(t, dir, "stargz-snapshotter",
-		exec.Command(tool("stargz-snapshotter"), "-root", filepath.Join(dir, "stargz"), "-address", socket),
+		exec.Command(tool("stargz-snapshotter"), append(flags, "-root", filepath.Join(dir, "stargz"), "-address", socket)...),
 		func() bool { return fileExists(socket) })
 	return socket
 }
