@@ -144,11 +144,11 @@ func TestDamagedIndex(t *testing.T) {
 
 // TestLayersOfOthers reads what the stock tools write.
 func TestLayersOfOthers(t *testing.T) {
-	entries := numbered(200, 3000)
+	entries := numbered(50, 3000)
 	for _, name := range []string{"all types", "modes and owners", "whiteouts", "opaque", "xattrs", "links"} {
 		entries = append(entries, under(name, hardTars()[name])...)
 	}
-	entries = append(entries, file("large", text(1, 5<<20)))
+	entries = append(entries, file("large", text(1, 4<<20+1)))
 	p := tarOf(t, entries...)
 	want, contents := unpack(t, p), contentsOf(t, p)
 	for name, opts := range map[string][]stock.Option{

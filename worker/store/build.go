@@ -16,6 +16,7 @@ import (
 // two could differ it refuses, and the layer is unpacked indeed.
 type builder struct {
 	payload int64 // bytes of the blob before the TOC
+	limit   int   // bytes that may be in use
 
 	nodes []node
 	names []name
@@ -48,9 +49,6 @@ const (
 	// twice as much while its tables grow. It is room for 1.5 million files.
 	maxIndex = 384 << 20
 
-	// maxText bounds what there is of symlinks and xattrs in it.
-	maxText = 128 << 20
-
 	maxNameSize  = unix.NAME_MAX
 	maxXattrSize = 64 << 10 // XATTR_SIZE_MAX
 
@@ -62,7 +60,7 @@ const (
 )
 
 func newBuilder(payload int64) *builder {
-	b := &builder{payload: payload, seed: maphash.MakeSeed(), table: make([]uint32, 1<<10)}
+	b := &builder{payload: payload, limit: maxIndex, seed: maphash.MakeSeed(), table: make([]uint32, 1<<10)}
 	b.text = append(b.text, 0) // so that nothing starts at zero
 	b.nodes = append(b.nodes, node{Mode: impliedMode, Links: 2})
 	return b
@@ -76,8 +74,9 @@ func (b *builder) add(e *estargz.Entry) error {
 	if err := b.endFile(); err != nil {
 		return err
 	}
-	if b.size() > maxIndex || len(b.text) > maxText {
-		return fmt.Errorf("an index of all files takes more than %d MB, or %d for symlinks and xattrs", maxIndex>>20, maxText>>20)
+	// Symlinks and xattrs are one table, which takes most while it grows.
+	if b.size() > b.limit || len(b.text) > b.limit/3 {
+		return fmt.Errorf("an index of all files takes more than %d MB, or a third of that for symlinks and xattrs", b.limit>>20)
 	}
 	if e.Name == "" {
 		return b.setDir(Root, e)

@@ -45,6 +45,13 @@ func (f *fake) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	return fakeStream{io.NopCloser(bytes.NewReader(p)), f}, nil
 }
 
+// told returns what was told of streams.
+func (f *fake) told() (read int64, corrupt, hurried int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.read, f.corrupt, f.hurried
+}
+
 // asked returns the requests so far.
 func (f *fake) asked() []span {
 	f.mu.Lock()

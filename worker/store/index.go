@@ -162,9 +162,8 @@ func (x *index) writeTo(w io.Writer) error {
 
 var errIndex = errors.New("the index is damaged; remove the layer and pull it again")
 
-// openIndex maps an index. All of it is checked against its checksum if verify
-// is set, else that it is whole.
-func openIndex(name string, verify bool) (*index, error) {
+// openIndex maps an index, and checks that it is as it was written.
+func openIndex(name string) (*index, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
@@ -183,8 +182,7 @@ func openIndex(name string, verify bool) (*index, error) {
 	}
 	x := &index{header: tableOf[header](p, 1)[0]}
 	at := x.layout()
-	if x.Magic != indexMagic || at[7] != st.Size() ||
-		verify && crc32.Checksum(p[at[0]:], castagnoli) != x.Checksum {
+	if x.Magic != indexMagic || at[7] != st.Size() || crc32.Checksum(p[at[0]:], castagnoli) != x.Checksum {
 		return nil, errors.Join(errIndex, unix.Munmap(p))
 	}
 	x.nodes = tableOf[node](p[at[0]:], x.Nodes)

@@ -54,7 +54,7 @@ func (l *Layer) Connect(b Blobs) { l.blobs.Store(&b) }
 func (l *Layer) Key() Key { return l.key }
 
 func (s *Store) openLayer(key Key, dir string) (*Layer, error) {
-	x, err := openIndex(filepath.Join(dir, "index"), true)
+	x, err := openIndex(filepath.Join(dir, "index"))
 	if err != nil {
 		return nil, err
 	}

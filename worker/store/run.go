@@ -65,17 +65,16 @@ func (l *Layer) obtain(ctx context.Context, c uint32, e errand) error {
 	for attempt := 1; !l.present.has(c); {
 		r := l.newRun(e)
 		f, mine := l.store.flights.board(digest, r)
-		end := f.done
 		if mine {
 			r.begin(ctx, c, f)
-			if e.priority != wanted {
-				end = r.ended
-			}
 		} else if e.priority == wanted {
 			f.run.hurry()
 		}
+		if mine && e.priority != wanted {
+			<-r.ended // which is soon if the context is done
+		}
 		select {
-		case <-end:
+		case <-f.done:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
