@@ -50,7 +50,7 @@ func TestProfileOfBadWorkloads(t *testing.T) {
 			require.Equal(t, "data/first", layers[len(layers)-1])
 			requireNothingLeft(t, d.dir)
 			requireOnlyOrdered(t, plain, image)
-			require.Contains(t, p.logs.String(), c.end+"\n")
+			require.Contains(t, p.logs.String(), c.end)
 			if failed := strings.Contains(c.end, "code"); failed {
 				require.Contains(t, strings.Join(p.warnings, "\n"), c.end)
 			} else {
