@@ -18,18 +18,26 @@ const (
 	// should not take it for dead, and again nobody must wait forever.
 	trickleBytes = 16 << 10
 	trickleTime  = 100 * time.Millisecond
+
+	// calm is for how long nobody of a higher priority must have been there
+	// before others go on. Who reads one thing after another pauses for a few
+	// milliseconds only, and what the others ask for then, up to what all the
+	// buffers on the way hold, would come before the next thing.
+	calm = 100 * time.Millisecond
 )
 
 // A queue hands out turns at the line's connections. Nobody of a low priority
-// gets one, and who has one pauses, while one of a higher priority waits or
-// runs. Half of the connections is never given to what nobody waits for.
+// gets one, and who has one pauses, while one of a higher priority waits, runs
+// or did so just now. Half of the connections is never given to what nobody
+// waits for.
 type queue struct {
 	connections int
 
 	mu      sync.Mutex
 	running [priorities]int
-	waiting []*turn       // in the order in which they came
-	changed chan struct{} // closed when turns come or go; nil if nobody looks
+	ended   [priorities]time.Time // when the last one did
+	waiting []*turn               // in the order in which they came
+	changed chan struct{}         // closed when turns come or go; nil if nobody looks
 }
 
 // A turn is the right to one connection, which a stream takes and gives back,
@@ -40,8 +48,8 @@ type turn struct {
 	// The queue's lock guards what follows.
 	priority Priority
 	running  bool
-	overdue  bool
 	ready    chan struct{} // closed when it runs; nil unless it waits
+	since    time.Time     // when it began to wait
 }
 
 // take waits for the turn.
@@ -52,14 +60,14 @@ func (t *turn) take(ctx context.Context) error {
 		return nil
 	default:
 	}
-	late := time.NewTimer(patience)
-	defer late.Stop()
+	again := time.NewTicker(calm / 4)
+	defer again.Stop()
 	for {
 		select {
 		case <-ready:
 			return nil
-		case <-late.C:
-			t.queue.insist(t)
+		case <-again.C:
+			t.queue.poll()
 		case <-ctx.Done():
 			t.release()
 			return ctx.Err()
@@ -76,6 +84,7 @@ func (t *turn) release() {
 	case t.running:
 		t.running = false
 		q.running[t.priority]--
+		q.ended[t.priority] = time.Now()
 	case t.ready != nil:
 		q.waiting = slices.DeleteFunc(q.waiting, func(w *turn) bool { return w == t })
 		t.ready = nil
@@ -135,21 +144,21 @@ func (q *queue) enter(t *turn) <-chan struct{} {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	ready := make(chan struct{})
-	t.ready, t.overdue = ready, false
+	t.ready, t.since = ready, time.Now()
 	q.waiting = append(q.waiting, t)
 	q.admit()
 	return ready
 }
 
-func (q *queue) insist(t *turn) {
+// poll lets those run whom nothing but time has held back.
+func (q *queue) poll() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	t.overdue = true
 	q.admit()
 }
 
-// above returns nil unless a turn of a higher priority waits or runs, and else
-// what is closed at the next change.
+// above returns nil unless turns of a higher priority go first, and else what
+// is closed at the next change.
 func (q *queue) above(t *turn) <-chan struct{} {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -198,12 +207,12 @@ func (q *queue) admissible(t *turn) bool {
 	case low >= q.connections/2:
 		return false
 	}
-	return t.overdue || !q.busyAbove(t.priority)
+	return time.Since(t.since) >= patience || !q.busyAbove(t.priority)
 }
 
 func (q *queue) busyAbove(p Priority) bool {
 	for higher := range p {
-		if q.running[higher] > 0 {
+		if q.running[higher] > 0 || time.Since(q.ended[higher]) < calm {
 			return true
 		}
 	}

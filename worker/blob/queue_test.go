@@ -17,6 +17,7 @@ import (
 // bubble, so that it is known when nothing moves any more.
 type turns struct {
 	t     *testing.T
+	ctx   context.Context
 	queue queue
 	mu    sync.Mutex
 	order string // the names of turns, as they came to run
@@ -28,7 +29,7 @@ func (q *turns) turn(p Priority) *turn { return &turn{queue: &q.queue, priority:
 // take lets a turn be taken, and returns when it runs or waits.
 func (q *turns) take(name string, t *turn) *turn {
 	q.wg.Go(func() {
-		if t.take(q.t.Context()) == nil {
+		if t.take(q.ctx) == nil {
 			q.mu.Lock()
 			q.order += name
 			q.mu.Unlock()
@@ -43,6 +44,12 @@ func (q *turns) release(t *turn) {
 	synctest.Wait()
 }
 
+// calm lets the time pass in which what was wanted holds back the others.
+func (q *turns) calm() {
+	time.Sleep(calm + calm/4 + 1)
+	synctest.Wait()
+}
+
 func (q *turns) want(order string) {
 	q.t.Helper()
 	q.mu.Lock()
@@ -52,9 +59,11 @@ func (q *turns) want(order string) {
 
 func inBubble(t *testing.T, connections int, f func(q *turns)) {
 	synctest.Test(t, func(t *testing.T) {
-		q := &turns{t: t, queue: queue{connections: connections}}
+		ctx, cancel := context.WithCancel(t.Context())
+		q := &turns{t: t, ctx: ctx, queue: queue{connections: connections}}
+		defer q.wg.Wait()
+		defer cancel()
 		f(q)
-		q.wg.Wait()
 		running, waiting := q.queue.counts()
 		require.Zero(t, running)
 		require.Zero(t, waiting)
@@ -76,8 +85,11 @@ func TestWantedOvertakes(t *testing.T) {
 		q.release(w)
 		q.want("12wv") // a connection is free, but somebody is still served
 		q.release(v)
+		q.want("12wv") // and perhaps again in a moment
+		q.calm()
 		q.want("12wvp")
 		q.release(p)
+		q.calm()
 		q.want("12wvpb")
 		q.release(b)
 	})
@@ -89,10 +101,12 @@ func TestHalfIsKeptForWanted(t *testing.T) {
 		q.want("ab")
 		v, w := q.take("v", q.turn(Wanted)), q.take("w", q.turn(Wanted))
 		q.want("abvw")
-		for _, t := range []*turn{v, w, a, b, c} {
+		for _, t := range []*turn{v, w, a, b} {
 			q.release(t)
 		}
+		q.calm()
 		q.want("abvwc")
+		q.release(c)
 	})
 }
 
@@ -140,9 +154,12 @@ func TestRaise(t *testing.T) {
 		running, waiting := q.queue.counts()
 		require.Equal(q.t, [priorities]int{2, 0, 0}, running)
 		require.Equal(q.t, [priorities]int{0, 1, 0}, waiting)
-		for _, t := range []*turn{v, b, p} {
-			q.release(t)
-		}
+		q.release(v)
+		q.release(b)
+		q.calm()
+		q.want("vwbp")
+		q.release(p)
+		q.calm()
 		r := q.take("r", q.turn(Background))
 		r.raise(Wanted) // while it runs
 		q.release(r)
@@ -162,6 +179,7 @@ func TestTakeIsCancelled(t *testing.T) {
 		synctest.Wait()
 		q.release(v)
 		q.release(w)
+		q.calm()
 		q.want("vwp")
 		q.release(p)
 	})
@@ -186,12 +204,12 @@ func TestYield(t *testing.T) {
 		require.Equal(q.t, 1<<20, n)
 		require.False(q.t, waited)
 
-		start = time.Now()
-		time.AfterFunc(trickleTime/2, w.release)
+		q.release(w)
+		n, _ = b.yield(q.t.Context(), 1<<20)
+		require.Equal(q.t, trickleBytes, n)
 		n, waited = b.yield(q.t.Context(), 1<<20)
 		require.Equal(q.t, 1<<20, n)
-		require.True(q.t, waited)
-		require.Equal(q.t, trickleTime/2, time.Since(start))
+		require.False(q.t, waited)
 
 		w = q.take("w", w)
 		b.raise(Wanted)
