@@ -6,9 +6,7 @@ import (
 	"io"
 	"log"
 	"net/http"
-	"net/http/httptest"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -243,22 +241,4 @@ func TestCorruptAsksTheNextSource(t *testing.T) {
 func eventually(t testing.TB, holds func() bool) {
 	t.Helper()
 	require.Eventually(t, holds, 10*time.Second, time.Millisecond)
-}
-
-func TestPlainHTTPAndClientCertificates(t *testing.T) {
-	blob := contents(1000)
-	r := &registry{blob: blob}
-	var certificates atomic.Int64
-	r.troubles = []trouble{func(w http.ResponseWriter, r *http.Request) bool {
-		certificates.Store(int64(len(r.TLS.PeerCertificates)))
-		return false
-	}}
-	r.Server = httptest.NewUnstartedServer(r)
-	r.TLS = wantClientCertificate()
-	r.StartTLS()
-	t.Cleanup(r.Close)
-	host := r.host()
-	r.Client().Transport.(*http.Transport).TLSClientConfig.Certificates = r.TLS.Certificates
-	wantRange(t, NewLine(Options{}).Open(r.digest(), source(host)), blob, 0, 10)
-	require.EqualValues(t, 1, certificates.Load())
 }
