@@ -66,6 +66,7 @@ func New(root string, opts Options) (*Layers, error) {
 		BytesInFlight: opts.BytesInFlight,
 		Deadline:      opts.Deadline.Duration,
 		Stall:         opts.Stall.Duration,
+		TempDir:       root, // which the store has made
 	})
 	return &Layers{
 		opts: opts, line: line, store: st, ahead: newLookahead(), metrics: m,
