@@ -29,7 +29,7 @@ type conn struct {
 	spare   sync.Pool // of *request
 	slow    atomic.Int32
 	waits   waits
-	ahead   ahead
+	ahead   *ahead
 }
 
 const (
@@ -45,6 +45,7 @@ func newConn(device *os.File, files *filesystem) *conn {
 	c.spare.New = func() any { return newRequest() }
 	c.waits.of = map[uint64]*reader{}
 	files.opens.device = raw
+	c.ahead = newAhead(files.layer, c.serving.Go, c.notify)
 	return c
 }
 
@@ -92,8 +93,11 @@ func (c *conn) answer(r *request) (replaced bool) {
 
 // dispatch says false if a request is not to be answered.
 func (c *conn) dispatch(r *request) (errno unix.Errno, answered bool) {
-	switch r.header().Opcode {
+	switch h := r.header(); h.Opcode {
 	case opForget, opBatchForget:
+		for id := range r.forgotten {
+			c.ahead.forgot(nodeOf(id))
+		}
 		return 0, false
 	case opInterrupt:
 		errno = c.interrupt(message[fuse.InterruptIn](r).Unique)
@@ -103,12 +107,14 @@ func (c *conn) dispatch(r *request) (errno unix.Errno, answered bool) {
 		errno = c.read(r, message[fuse.ReadIn](r))
 		c.took(time.Since(start))
 		return errno, true
-	default:
-		errno := c.files.answer(r)
-		if r.header().Opcode == opReadDirPlus && len(r.out) == headerSize {
-			c.listed(nodeOf(r.header().NodeId))
+	case opReadDirPlus:
+		errno = c.files.answer(r)
+		if r.empty() {
+			c.ahead.listed(nodeOf(h.NodeId))
 		}
 		return errno, true
+	default:
+		return c.files.answer(r), true
 	}
 }
 
@@ -118,4 +124,12 @@ func (c *conn) took(d time.Duration) {
 	} else if c.slow.Load() > 0 {
 		c.slow.Add(-1)
 	}
+}
+
+// notify tells the kernel what it did not ask for.
+func (c *conn) notify(p []byte) (err error) {
+	if gone := c.raw.Control(func(fd uintptr) { _, err = unix.Write(int(fd), p) }); gone != nil {
+		return gone
+	}
+	return err
 }

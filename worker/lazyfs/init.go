@@ -88,11 +88,23 @@ func (f *filesystem) isProbe(dir store.Node, name string) bool {
 	return dir == store.Root && name == probeName && !f.settled.Load()
 }
 
-// probeNode is none of the layer's.
-func (f *filesystem) probeNode() store.Node { return store.Node(f.layer.Nodes()) }
-
-// probe is a file whose name the kernel forgets at once.
+// probe is a file behind those of the layer, whose name the kernel forgets at
+// once.
 func (f *filesystem) probe() fuse.EntryOut {
-	a := fuse.Attr{Ino: idOf(f.probeNode()), Mode: unix.S_IFREG | 0o444, Nlink: 1}
+	a := fuse.Attr{Ino: idOf(store.Node(f.layer.Nodes())), Mode: unix.S_IFREG | 0o444, Nlink: 1}
 	return fuse.EntryOut{NodeId: a.Ino, AttrValid: forever, Attr: a}
+}
+
+// probed answers what is asked of the probe. It can be opened and closed.
+func probed(r *request) unix.Errno {
+	switch r.header().Opcode {
+	case opOpen:
+		answer[fuse.OpenOut](r)
+		return 0
+	case opRelease:
+		return 0
+	case opGetXAttr:
+		return unix.ENODATA // ENOSYS would be an answer for all files
+	}
+	return unix.ENOSYS
 }

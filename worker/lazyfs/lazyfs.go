@@ -48,13 +48,13 @@ type Layer interface {
 	HasXattrs() bool
 	Opaque(dir store.Node) bool
 	HasOpaque() bool
-	// ReadAt waits for what is not present yet, until the context is done.
+	// ReadAt waits for what is not present yet, until the context is done. Who
+	// does not want to wait asks with a context that is, and may find it present
+	// the next time.
 	ReadAt(ctx context.Context, n store.Node, p []byte, off int64) (int, error)
 	// Backing opens the file on disk that holds a large file and nothing else,
 	// if it is complete.
 	Backing(store.Node) (*os.File, bool)
-	// Small is the contents of a small file, if they are present.
-	Small(store.Node) ([]byte, bool)
 }
 
 // Options are those of a mount. The zero value is good for a daemon that runs

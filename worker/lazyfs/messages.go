@@ -57,10 +57,10 @@ func newRequest() *request {
 
 func (r *request) receiveFrom(fd uintptr) (received bool) {
 	for {
-		size, err := unix.Read(int(fd), r.in)
-		r.size = size
-		r.err, _ = err.(unix.Errno)
-		switch r.err {
+		// It does not block, so that the runtime need not know of it.
+		size, _, err := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&r.in[0])), uintptr(len(r.in)))
+		r.size, r.err = int(size), err
+		switch err {
 		case unix.EINTR, unix.ENOENT: // ENOENT: who asked gave up
 		case unix.EAGAIN:
 			return false
@@ -110,6 +110,9 @@ func answer[T any](r *request) *T {
 // trim cuts the body down to what was made use of.
 func (r *request) trim(size int) { r.out = r.out[:headerSize+size] }
 
+// empty says whether the answer has no body.
+func (r *request) empty() bool { return len(r.out) == headerSize }
+
 // finish writes the header of the answer, which has no body if there is an error.
 func (r *request) finish(errno unix.Errno) {
 	if errno != 0 {
@@ -125,4 +128,47 @@ func (r *request) finish(errno unix.Errno) {
 func (r *request) reset() {
 	r.replace, r.replaced = nil, false
 	r.trim(0)
+}
+
+// A notice tells the kernel something that it did not ask for: contents of a
+// file, for the page cache.
+type notice []byte
+
+type noticeHead struct {
+	fuse.OutHeader
+	fuse.NotifyStoreOut
+}
+
+const noticeSize = int(unsafe.Sizeof(noticeHead{}))
+
+// contents is where those of so many bytes belong.
+func (n notice) contents(size int) []byte { return n[noticeSize:][:size] }
+
+// of is the notice that a file's first so many bytes are these contents.
+func (n notice) of(id uint64, size int) []byte {
+	*(*noticeHead)(unsafe.Pointer(&n[0])) = noticeHead{
+		fuse.OutHeader{Length: uint32(noticeSize + size), Status: -fuse.NOTIFY_STORE_CACHE},
+		fuse.NotifyStoreOut{Nodeid: id, Size: uint32(size)},
+	}
+	return n[:noticeSize+size]
+}
+
+// forgotten are the nodes that a request tells to have been forgotten.
+func (r *request) forgotten(yield func(id uint64) bool) {
+	if r.header().Opcode == opForget {
+		yield(r.header().NodeId)
+		return
+	}
+	type one struct{ Node, Lookups uint64 }
+	type many struct {
+		fuse.InHeader
+		Count, _ uint32
+	}
+	at := int(unsafe.Sizeof(many{}))
+	for range message[many](r).Count {
+		if at+int(unsafe.Sizeof(one{})) > r.size || !yield((*one)(unsafe.Pointer(&r.in[at])).Node) {
+			return
+		}
+		at += int(unsafe.Sizeof(one{}))
+	}
 }

@@ -55,7 +55,7 @@ func (f *filesystem) open(n store.Node, out *fuse.OpenOut) unix.Errno {
 		return unix.ENOSYS
 	}
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
-	if n == f.probeNode() || f.layer.Attr(n).Size < largeSize {
+	if f.layer.Attr(n).Size < largeSize {
 		return 0
 	}
 	backing, refused := f.opens.open(n, f.layer)

@@ -25,7 +25,7 @@ func (c *conn) read(r *request, in *fuse.ReadIn) unix.Errno {
 	case err == nil || errors.Is(err, io.EOF):
 		r.trim(got)
 		if off == 0 {
-			c.pushAhead(n)
+			c.ahead.read(n)
 		}
 		return 0
 	case ctx.Err() != nil:

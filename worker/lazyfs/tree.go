@@ -43,14 +43,28 @@ func newFilesystem(layer Layer, o Options) *filesystem {
 func nodeOf(id uint64) store.Node { return store.Node(id - fuse.FUSE_ROOT_ID) }
 func idOf(n store.Node) uint64    { return uint64(n) + fuse.FUSE_ROOT_ID }
 
-// answer answers those requests that take no time. To a question that it does
-// not know the answer is ENOSYS, which for most of them the kernel takes as one
-// for good.
+// answer answers those requests that take no time. A question that it does not
+// know it answers with ENOSYS, which the kernel takes as an answer for good to
+// most of them.
 func (f *filesystem) answer(r *request) unix.Errno {
-	n := nodeOf(r.header().NodeId)
 	switch r.header().Opcode {
 	case opInit:
 		return f.init(message[fuse.InitIn](r), answer[fuse.InitOut](r))
+	case opStatFs:
+		return f.statFs(answer[fuse.StatfsOut](r))
+	case opDestroy:
+		return 0
+	}
+	n := nodeOf(r.header().NodeId)
+	if int(n) >= f.layer.Nodes() {
+		return probed(r)
+	}
+	return f.answerOf(n, r)
+}
+
+// answerOf answers those that are about a node of the layer.
+func (f *filesystem) answerOf(n store.Node, r *request) unix.Errno {
+	switch r.header().Opcode {
 	case opLookup:
 		return f.lookup(n, name[fuse.InHeader](r), answer[fuse.EntryOut](r))
 	case opGetAttr:
@@ -61,7 +75,7 @@ func (f *filesystem) answer(r *request) unix.Errno {
 		return 0
 	case opReadDirPlus:
 		in := message[fuse.ReadIn](r)
-		r.trim(f.list(n, int(in.Offset), r.body(int(in.Size))))
+		r.trim(f.list(n, int(in.Offset), r.body(min(int(in.Size), maxList))))
 		return 0
 	case opGetXAttr:
 		return f.getXAttr(r, n, name[fuse.GetXAttrIn](r))
@@ -71,10 +85,6 @@ func (f *filesystem) answer(r *request) unix.Errno {
 		return f.open(n, answer[fuse.OpenOut](r))
 	case opRelease:
 		return f.release(n, message[fuse.ReleaseIn](r).Fh)
-	case opStatFs:
-		return f.statFs(answer[fuse.StatfsOut](r))
-	case opDestroy:
-		return 0
 	}
 	return unix.ENOSYS
 }
@@ -109,6 +119,9 @@ type dirent struct {
 const (
 	entrySize  = int(unsafe.Sizeof(fuse.EntryOut{}))
 	direntSize = int(unsafe.Sizeof(dirent{}))
+	// maxList is the size of a listing in bytes. For one of an overlay's merged
+	// directories the kernel would take 1 MiB.
+	maxList = 128 << 10
 	// dots is how many places . and .. take in a listing.
 	dots = 2
 )
