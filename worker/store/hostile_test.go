@@ -186,8 +186,8 @@ func memory() uint64 {
 
 // TestMillionEntries makes the index of a TOC of a million files.
 func TestMillionEntries(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes some seconds")
+	if testing.Short() || raceEnabled {
+		t.Skip("takes some seconds, and the race detector memory of its own")
 	}
 	const n = 1_000_000
 	var toc bytes.Buffer

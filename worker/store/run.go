@@ -148,12 +148,13 @@ func (l *Layer) missing(c uint32) (*Blobs, error) {
 }
 
 // plan adds the chunk to the run and missing ones of the same member and of
-// those behind it, up to window bytes. Over what is here already it goes on
-// where reading it is cheaper than another request.
+// those behind it, up to window bytes. What is here already it skips, but for
+// little: an eighth of the bytes that are needed costs less than another
+// request.
 func (r *run) plan(c uint32, f *flight, window int64) {
 	l := r.layer
 	k := l.index.chunk(c)
-	limit, gap, end := k.Offset+window, window/4, k.Offset
+	limit, end := k.Offset+window, k.Offset
 	if r.whole {
 		limit = math.MaxInt64
 	}
@@ -161,9 +162,11 @@ func (r *run) plan(c uint32, f *flight, window int64) {
 	for first > 0 && c-first < maxItems/2 && l.index.chunk(first-1).Offset == k.Offset {
 		first--
 	}
+	needed, skipped := int64(0), int64(0)
 	for n := first; n < max(r.until, c+1) && len(r.items) < maxItems; n++ {
 		k := l.index.chunk(n)
-		if n > c && (k.end() > limit || k.Offset-end > gap) {
+		gap := max(k.Offset-end, 0)
+		if n > c && (k.end() > limit || skipped+gap > needed/8) {
 			break
 		}
 		i := item{n, f}
@@ -172,6 +175,8 @@ func (r *run) plan(c uint32, f *flight, window int64) {
 		}
 		if i.flight != nil {
 			r.items = append(r.items, i)
+			skipped += gap
+			needed += k.end() - max(end, k.Offset)
 			end = k.end()
 		}
 	}
