@@ -190,11 +190,11 @@ func TestFillFollowsReaders(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- l.Fill(t.Context()) }()
 		synctest.Wait()
-		require.Len(t, back.asked(), 2, "one arrives, the next is asked for")
+		require.Len(t, back.asked(), fillers, "while one arrives, the next ones are asked for")
 		check(t, l, 3000, 200)
 		step <- struct{}{}
 		synctest.Wait()
-		last := back.asked()[2]
+		last := back.asked()[fillers]
 		require.Equal(t, wanted.asked()[0].off+wanted.asked()[0].n, last.off)
 		close(step)
 		require.NoError(t, <-done)

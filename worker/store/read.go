@@ -47,6 +47,9 @@ func (l *Layer) need(ctx context.Context, f *node, off, size int64) error {
 	start := time.Now()
 	defer func() { l.store.waited(time.Since(start)) }()
 	for c := first; c < last; c++ {
+		if l.present.has(c) {
+			continue
+		}
 		if err := l.obtain(ctx, c, errand{priority: wanted, until: l.index.Chunks}); err != nil {
 			return err
 		}

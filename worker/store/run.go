@@ -58,38 +58,58 @@ func (l *Layer) newRun(e errand) *run {
 	return r
 }
 
-// obtain waits until a chunk is here. It fetches it, with missing ones behind
-// it, unless somebody does already. Who is in no hurry waits for all of those.
+// obtain waits until a chunk is here.
 func (l *Layer) obtain(ctx context.Context, c uint32, e errand) error {
-	digest := l.index.chunk(c).Digest
-	for attempt := 1; !l.present.has(c); {
-		r := l.newRun(e)
-		f, mine := l.store.flights.board(digest, r)
-		if mine {
-			r.begin(ctx, c, f)
-		} else if e.priority == wanted {
-			f.run.hurry()
-		}
-		if mine && e.priority != wanted {
-			<-r.ended // which is soon if the context is done
+	return l.await(ctx, c, l.begin(ctx, c, e))
+}
+
+// A trip is an attempt to get a chunk.
+type trip struct {
+	*run
+	flight *flight
+	mine   bool // the run gets it; else somebody does already
+}
+
+// begin begins to get a chunk, unless somebody does already. If it has to be
+// fetched, the missing ones behind it come along.
+func (l *Layer) begin(ctx context.Context, c uint32, e errand) trip {
+	r := l.newRun(e)
+	f, mine := l.store.flights.board(l.index.chunk(c).Digest, r)
+	if mine {
+		r.begin(ctx, c, f)
+	} else if e.priority == wanted {
+		f.run.hurry()
+	}
+	return trip{r, f, mine}
+}
+
+// await waits for the chunk of a trip, and tries again as often as is sensible.
+// Who is in no hurry waits for all of the run.
+func (l *Layer) await(ctx context.Context, c uint32, t trip) error {
+	for tries := 1; ; t = l.begin(ctx, c, t.errand) {
+		if t.mine && t.priority != wanted {
+			<-t.ended // which is soon if the context is done
 		}
 		select {
-		case <-f.done:
+		case <-t.flight.done:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		if f.err == nil {
-			continue
+		err := t.flight.err
+		if err == nil && l.present.has(c) {
+			return nil
 		}
-		corrupt := errors.Is(f.err, errCorrupt)
+		if err == nil {
+			continue // it is in another layer
+		}
+		corrupt := errors.Is(err, errCorrupt)
 		if corrupt {
-			attempt++
+			tries++
 		}
-		if attempt > maxAttempts || !corrupt && (mine || f.counts(e)) {
-			return f.err
+		if tries > maxAttempts || !corrupt && (t.mine || t.flight.counts(t.errand)) {
+			return err
 		}
 	}
-	return nil
 }
 
 // counts says whether the end of somebody else's flight is that of the errand

@@ -20,8 +20,13 @@ func (l *Layer) Prefetch(ctx context.Context) error {
 // on behind what was read last.
 func (l *Layer) Fill(ctx context.Context) error {
 	s := &sweep{layer: l, errand: errand{priority: background, until: l.index.Chunks}, follow: &l.cursor}
-	return s.run(ctx, 2) // so that one asks while the answer to the other arrives
+	return s.run(ctx, fillers)
 }
+
+// fillers is how many ranges of a layer are filled at a time, so that asking
+// for one takes no time from another. They may be small, where a layer lacks
+// single files.
+const fillers = 4
 
 // A sweep gets all chunks of a part of the layer.
 type sweep struct {
@@ -32,13 +37,14 @@ type sweep struct {
 	mu       sync.Mutex
 	at       uint32           // the chunk to go on with
 	followed uint32           // what follow was
+	taken    map[uint32]bool  // chunks, by a worker
 	corrupt  map[uint32]error // chunks that cannot be had
 }
 
 // run gets the chunks by that many workers. It goes on past those that are not
 // what they should be, and ends with the reason if it can get no others.
 func (s *sweep) run(ctx context.Context, workers int) error {
-	s.corrupt = map[uint32]error{}
+	s.taken, s.corrupt = map[uint32]bool{}, map[uint32]error{}
 	eg, ctx := errgroup.WithContext(ctx)
 	for range workers {
 		eg.Go(func() error { return s.work(ctx) })
@@ -54,27 +60,38 @@ func (s *sweep) run(ctx context.Context, workers int) error {
 
 func (s *sweep) work(ctx context.Context) error {
 	for {
-		c, ok := s.next()
+		c, t, ok := s.begin(ctx)
 		if !ok {
 			return nil
 		}
-		err := s.layer.obtain(ctx, c, s.errand)
+		err := s.layer.await(ctx, c, t)
 		if err != nil && !errors.Is(err, errCorrupt) {
 			return err
 		}
+		s.mu.Lock()
+		delete(s.taken, c)
 		if err != nil {
-			s.mu.Lock()
 			s.corrupt[c] = err
-			s.mu.Unlock()
 		}
+		s.mu.Unlock()
 	}
 }
 
-// next returns the next chunk that nobody is getting yet. When all that are
-// missing are on their way it is one to wait for.
-func (s *sweep) next() (c uint32, ok bool) {
+// begin begins with the next chunk. When it returns, other workers know what
+// comes along.
+func (s *sweep) begin(ctx context.Context) (c uint32, t trip, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if c, ok = s.next(); ok {
+		s.taken[c] = true
+		t = s.layer.begin(ctx, c, s.errand)
+	}
+	return c, t, ok
+}
+
+// next returns the next chunk that nobody is getting yet. When all that are
+// missing are on their way it is one to wait for, if no other worker does.
+func (s *sweep) next() (c uint32, ok bool) {
 	if s.follow != nil {
 		if at := s.follow.Load(); at != s.followed {
 			s.at, s.followed = at, at
@@ -82,15 +99,15 @@ func (s *sweep) next() (c uint32, ok bool) {
 	}
 	for i := range s.until {
 		next := (s.at + i) % s.until
-		if s.layer.present.has(next) || s.corrupt[next] != nil {
+		if s.layer.present.has(next) || s.taken[next] || s.corrupt[next] != nil {
 			continue
-		}
-		if !s.layer.store.flights.has(s.layer.index.chunk(next).Digest) {
-			s.at = next + 1
-			return next, true
 		}
 		if !ok {
 			c, ok = next, true
+		}
+		if !s.layer.store.flights.has(s.layer.index.chunk(next).Digest) {
+			c, s.at = next, next+1
+			break
 		}
 	}
 	return c, ok
