@@ -177,6 +177,34 @@ func TestHostileMembers(t *testing.T) {
 	}
 }
 
+// TestReplacedFiles has contents of files that later ones took the place of.
+// Nobody fetches them.
+func TestReplacedFiles(t *testing.T) {
+	plain := blobOf(t, estargz.Options{Level: 1}, numbered(4, 5000)...)
+	at, err := estargz.FindTOC(plain.data, plain.size())
+	require.NoError(t, err)
+	l := addedTo(t, openStore(t), plain)
+	entry := func(name string, c uint32) string {
+		k := l.index.chunk(c)
+		return fmt.Sprintf(`{"name":%q,"type":"reg","size":%d,"offset":%d,"chunkDigest":"sha256:%x"},`, name, k.Size, k.Offset, k.Digest)
+	}
+	b := withEntries(t, plain.data[:at], entry("a", 0)+entry("b", 1)+`{"name":".prefetch.landmark","type":"reg"},`+entry("b", 2)+entry("a", 3)+`{"name":"l","type":"hardlink","linkName":"b"}`)
+	l = addedTo(t, openStore(t), b)
+	f := &fake{data: b.data, window: 1 << 20}
+	l.Connect(f.all())
+	require.NoError(t, l.Prefetch(t.Context()))
+	require.Empty(t, f.asked())
+	require.NoError(t, l.Fill(t.Context()))
+	require.Equal(t, 2, l.Stats().Chunks)
+	require.Equal(t, l.size, asked(f))
+	for name, n := range map[string]uint64{"a": 3, "b": 2, "l": 2} {
+		got, err := read(l, find(t, l, name))
+		require.NoError(t, err)
+		require.Equal(t, text(n, 5000+int(n)), got)
+	}
+	require.EqualValues(t, 2, l.Attr(find(t, l, "b")).Links)
+}
+
 // memory returns the most memory that the process had so far.
 func memory() uint64 {
 	var m runtime.MemStats
@@ -186,8 +214,8 @@ func memory() uint64 {
 
 // TestMillionEntries makes the index of a TOC of a million files.
 func TestMillionEntries(t *testing.T) {
-	if testing.Short() || raceEnabled {
-		t.Skip("takes some seconds, and the race detector memory of its own")
+	if testing.Short() {
+		t.Skip("takes some seconds")
 	}
 	const n = 1_000_000
 	var toc bytes.Buffer
