@@ -1,0 +1,143 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
+)
+
+// broken answers like a server that has only some requests right.
+func broken(harm func(request int, p []byte) []byte) func(context.Context, int, []byte) (io.ReadCloser, error) {
+	return func(_ context.Context, request int, p []byte) (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(harm(request, bytes.Clone(p)))), nil
+	}
+}
+
+func TestCorruptBytesAreNeverRead(t *testing.T) {
+	var entries []tarEntry
+	for i := range 100 {
+		entries = append(entries, file(fmt.Sprintf("small/%03d", i), text(uint64(i), 1+i*100)))
+	}
+	entries = append(entries, file("large", text(7, 3<<19)))
+	p := tarOf(t, entries...)
+	want := contentsOf(t, p)
+	r := rand.New(rand.NewPCG(3, 4))
+	for name, harm := range map[string]func(request int, p []byte) []byte{
+		"flipped bits": func(_ int, p []byte) []byte {
+			for range 1 + len(p)/20_000 {
+				p[r.IntN(len(p))] ^= 1 << r.IntN(8)
+			}
+			return p
+		},
+		"truncated": func(_ int, p []byte) []byte { return p[:r.IntN(len(p))] },
+		"zeros":     func(_ int, p []byte) []byte { clear(p[r.IntN(len(p)):]); return p },
+		"another part": func(_ int, p []byte) []byte {
+			return append(p[len(p)/3:], p[:len(p)/3]...)
+		},
+		"nothing": func(_ int, p []byte) []byte { return nil },
+	} {
+		for _, opts := range []estargz.Options{{Level: 1, ChunkSize: 100_000}, {Level: 1, MinChunkSize: 30_000}} {
+			t.Run(fmt.Sprint(name, opts.MinChunkSize), func(t *testing.T) {
+				b := convert(t, opts, p)
+				l := addedTo(t, openStore(t), b)
+				f := &fake{data: b.data, window: 300_000}
+				f.answer = broken(func(request int, p []byte) []byte {
+					if request%2 == 1 {
+						return p
+					}
+					return harm(request, p)
+				})
+				l.Connect(f.all())
+				failed := 0
+				for name, n := range files(l) {
+					got, err := read(l, n)
+					if err != nil {
+						require.ErrorContains(t, err, "layer "+b.key.Blob.String()+": its chunk at ")
+						require.ErrorContains(t, err, "corrupt")
+						failed++
+					}
+					require.True(t, strings.HasPrefix(want[name], got), name)
+					require.True(t, err != nil || got == want[name], name)
+				}
+				require.Zero(t, failed, "three attempts are enough here")
+				_, corrupt, _ := f.told()
+				require.Positive(t, corrupt)
+				require.Positive(t, l.Stats().Corrupt)
+			})
+		}
+	}
+}
+
+// TestLyingDigest has a chunk that can never be right. It costs three attempts,
+// and nothing else suffers.
+func TestLyingDigest(t *testing.T) {
+	b := blobOf(t, estargz.Options{}, file("a", text(1, 5000)), file("b", text(2, 6000)), file("c", text(3, 7000)))
+	l := addedTo(t, openStore(t), b)
+	k := l.index.chunk(1)
+	bad := bytes.Clone(b.data)
+	clear(bad[k.Offset:k.end()])
+	f := &fake{data: bad, window: 1 << 20}
+	l.Connect(f.all())
+	err := l.Fill(t.Context())
+	require.ErrorContains(t, err, fmt.Sprintf("its chunk at %d of the blob: corrupt: gzip: invalid header", k.Offset))
+	require.Equal(t, err.Error(), l.Stats().Failure.Error())
+	require.Equal(t, 2, l.Stats().Present)
+	requests := len(f.asked())
+	require.InDelta(t, 4, requests, 1, "one with all, and three for the chunk, if not two waited for the first")
+	for name, want := range map[string]string{"a": text(1, 5000), "b": "", "c": text(3, 7000)} {
+		got, err := read(l, find(t, l, name))
+		require.Equal(t, want == "", err != nil)
+		require.Equal(t, want, got)
+	}
+	require.Len(t, f.asked(), requests+3)
+	f.data = b.data
+	got, err := read(l, find(t, l, "b"))
+	require.NoError(t, err)
+	require.Equal(t, text(2, 6000), got)
+}
+
+// TestRegistryFails passes on why.
+func TestRegistryFails(t *testing.T) {
+	b := blobOf(t, estargz.Options{ChunkSize: 1000}, file("a", text(1, 5000)))
+	s := openStore(t)
+	l := addedTo(t, s, b)
+	gone := errors.New("registry.example: 403 Forbidden")
+	f := &fake{data: b.data, answer: func(context.Context, int, []byte) (io.ReadCloser, error) { return nil, gone }}
+	l.Connect(f.all())
+	_, err := read(l, find(t, l, "a"))
+	require.Equal(t, gone, err)
+	require.Len(t, f.asked(), 1, "who fetches blobs has tried enough")
+	require.Equal(t, gone, l.Fill(t.Context()))
+	require.Equal(t, gone, l.Stats().Failure)
+	l.ended.Wait()
+
+	// In the midst of it, what came is kept.
+	f.window = 1 << 20
+	f.answer = func(_ context.Context, _ int, p []byte) (io.ReadCloser, error) {
+		return io.NopCloser(io.MultiReader(bytes.NewReader(p[:len(p)/2]), failing{gone})), nil
+	}
+	_, err = read(l, find(t, l, "a"))
+	require.Equal(t, gone, err)
+	require.Positive(t, l.Stats().Present)
+	require.Less(t, l.Stats().Present, 5)
+	require.Zero(t, l.Stats().Corrupt)
+	l.ended.Wait()
+	f.answer = nil
+	l.Connect(f.all())
+	got, err := read(l, find(t, l, "a"))
+	require.NoError(t, err)
+	require.Equal(t, text(1, 5000), got)
+}
+
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
