@@ -12,21 +12,25 @@ import (
 )
 
 const (
-	// PassthroughSize is the size in bytes from which on one file is worth
-	// passthrough for its layer.
-	PassthroughSize = 64 << 20
+	// hugeSize is the size in bytes from which on a file counts as huge.
+	hugeSize = 64 << 20
+	// hugeShare is how many bytes of huge files for each node of a layer are
+	// worth passthrough. To ask for a MiB in parts of 128 KiB, and to copy it,
+	// takes as long as sixteen questions, and so does opening that many files.
+	hugeShare = 64 << 10
 	// largeSize is that of files that are read by passthrough where there is
 	// passthrough.
 	largeSize = 1 << 20
 )
 
-func hasLarge(layer Layer) bool {
+func worthPassthrough(layer Layer) bool {
+	var huge int64
 	for n := range store.Node(layer.Nodes()) {
-		if layer.Attr(n).Size >= PassthroughSize {
-			return true
+		if size := layer.Attr(n).Size; size >= hugeSize {
+			huge += size
 		}
 	}
-	return false
+	return huge/hugeShare >= int64(layer.Nodes())
 }
 
 // opens counts who has which large file open. The kernel reads a file either

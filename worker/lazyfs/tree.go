@@ -35,7 +35,7 @@ func newFilesystem(layer Layer, o Options) *filesystem {
 	return &filesystem{
 		layer:  layer,
 		xattrs: xattrsOf(layer, o.UserXattr),
-		opens:  opens{of: map[store.Node]*opened{}, wanted: !o.NoPassthrough && hasLarge(layer)},
+		opens:  opens{of: map[store.Node]*opened{}, wanted: !o.NoPassthrough && worthPassthrough(layer)},
 	}
 }
 

@@ -1,0 +1,88 @@
+package lazyfs
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+const aloneDir = "LAZYFS_ALONE_DIR"
+
+// TestOneProcessor has a process with one processor read its own mount, where
+// who reads could keep the processor from who answers, and then kills it, so
+// that a dead mount is left to clear.
+func TestOneProcessor(t *testing.T) {
+	needMounts(t)
+	dir := t.TempDir()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestAlone$")
+	cmd.Env = append(os.Environ(), aloneDir+"="+dir, "GOMAXPROCS=1")
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	said := make(chan string)
+	go func() {
+		defer close(said)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			said <- lines.Text()
+		}
+	}()
+	select {
+	case line := <-said:
+		require.Equal(t, "all read", line)
+	case <-time.After(soon):
+		require.FailNow(t, "it is stuck")
+	}
+	require.NoError(t, cmd.Process.Kill())
+	for range said {
+	}
+	require.Error(t, cmd.Wait())
+
+	require.ErrorIs(t, unix.Statfs(dir, new(unix.Statfs_t)), unix.ENOTCONN)
+	require.NoError(t, Clear(dir))
+	require.Empty(t, names(t, dir))
+}
+
+func TestAlone(t *testing.T) {
+	dir := os.Getenv(aloneDir)
+	if dir == "" {
+		t.Skip("is run by TestOneProcessor")
+	}
+	var parts []part
+	for i := range 500 {
+		parts = append(parts, file(fmt.Sprint(i), "content"))
+	}
+	_, err := Mount(dir, layerOf(append(parts, large("large", 10<<20))...), Options{})
+	require.NoError(t, err)
+	for i := range 500 {
+		require.Equal(t, "content", read(t, dir, fmt.Sprint(i)))
+	}
+	require.Len(t, read(t, dir, "large"), 10<<20)
+	require.Len(t, names(t, dir), 501)
+	fmt.Println("all read")
+	select {}
+}
+
+// TestClear leaves alone what is no dead mount.
+func TestClear(t *testing.T) {
+	dir := mounted(t, layerOf(file("file", "content")), Options{})
+	require.NoError(t, Clear(dir))
+	require.Equal(t, "content", read(t, dir, "file"))
+	require.NoError(t, Clear(filepath.Join(t.TempDir(), "missing")))
+	require.NoError(t, Clear(t.TempDir()))
+}
+
+// TestMountNowhere names the directory that is not there.
+func TestMountNowhere(t *testing.T) {
+	needMounts(t)
+	dir := filepath.Join(t.TempDir(), "missing")
+	_, err := Mount(dir, layerOf(), Options{})
+	require.ErrorIs(t, err, unix.ENOENT)
+	require.ErrorContains(t, err, dir)
+}

@@ -1,0 +1,231 @@
+package lazyfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
+)
+
+// soon is for what takes no time unless something is stuck.
+const soon = 10 * time.Second
+
+// TestReads reads at places and in sizes that the kernel makes of several
+// questions, and maps.
+func TestReads(t *testing.T) {
+	const size = 5<<20 + 4711
+	dir := mounted(t, layerOf(large("file", size)), Options{})
+	f, err := os.Open(filepath.Join(dir, "file"))
+	require.NoError(t, err)
+	defer f.Close()
+	for _, off := range []int64{0, 1, 4095, 1<<20 - 1, size - 1, size - 5000, size, size + 10} {
+		for _, n := range []int{1, 4096, 100_000, 3 << 20} {
+			checkRead(t, f, size, off, n)
+		}
+	}
+	mapped := mapFile(t, f, size)
+	defer unix.Munmap(mapped)
+	expected := make([]byte, size)
+	pattern(size).ReadAt(expected, 0)
+	require.True(t, string(expected) == string(mapped))
+}
+
+// mapFile has the kernel read all of it before it returns: whoever waits for a
+// page keeps the processor from who would answer, in this very process.
+func mapFile(t *testing.T, f *os.File, size int) []byte {
+	mapped, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_POPULATE)
+	require.NoError(t, err)
+	return mapped
+}
+
+func checkRead(t *testing.T, f io.ReaderAt, size, off int64, n int) {
+	expected, got := make([]byte, n), make([]byte, n)
+	e, expectedErr := io.ReadFull(io.NewSectionReader(pattern(size), off, int64(n)), expected)
+	g, err := io.ReadFull(io.NewSectionReader(f, off, int64(n)), got)
+	require.Equal(t, expectedErr, err, "%d bytes at %d", n, off)
+	require.Equal(t, e, g)
+	require.True(t, string(expected[:e]) == string(got[:g]), "%d bytes at %d", n, off)
+}
+
+// TestFailure reads what cannot be had: that is an EIO, at once while it is
+// known, and goes on as soon as it can be had again.
+func TestFailure(t *testing.T) {
+	var gone atomic.Bool
+	var tries atomic.Int32
+	layer := layerOf(file("file", "content"), file("other", "content"))
+	layer.before = func(context.Context, store.Node, int64) error {
+		if gone.Load() {
+			tries.Add(1)
+			return errors.New("the registry is gone")
+		}
+		return nil
+	}
+	dir := mounted(t, layer, Options{})
+	gone.Store(true)
+	_, err := os.ReadFile(filepath.Join(dir, "file"))
+	require.ErrorIs(t, err, unix.EIO)
+	require.EqualValues(t, 1, tries.Load(), "the kernel asked twice")
+	gone.Store(false)
+	require.Equal(t, "content", read(t, dir, "other"))
+	require.Eventually(t, func() bool {
+		p, err := os.ReadFile(filepath.Join(dir, "file"))
+		return err == nil && string(p) == "content"
+	}, soon, 10*time.Millisecond)
+}
+
+// A gate has reads wait until it opens.
+type gate struct {
+	layer   *fake
+	waiting chan struct{} // gets one for each
+	open    chan struct{}
+	ended   chan error // of those whose context was over first
+}
+
+func gated(parts ...part) *gate {
+	g := &gate{layerOf(parts...), make(chan struct{}, 100), make(chan struct{}), make(chan error, 100)}
+	g.layer.before = func(ctx context.Context, _ store.Node, _ int64) error {
+		done := ctx.Done()
+		g.waiting <- struct{}{}
+		select {
+		case <-g.open:
+			return nil
+		case <-done:
+			g.ended <- ctx.Err()
+			return ctx.Err()
+		}
+	}
+	return g
+}
+
+// Programs that read a file: by the page cache, where the kernel reads ahead for
+// whoever wants it, and directly, for themselves alone.
+var (
+	cached = []string{"cat", "file"}
+	direct = []string{"dd", "if=file", "iflag=direct", "bs=4096", "status=none"}
+)
+
+// start starts a program that reads, and waits until it waits.
+func (g *gate) start(t *testing.T, dir string, program []string) *exec.Cmd {
+	cmd := exec.Command(program[0], program[1:]...)
+	cmd.Dir = dir
+	out, err := os.CreateTemp(t.TempDir(), "")
+	require.NoError(t, err)
+	t.Cleanup(func() { out.Close() })
+	cmd.Stdout = out
+	require.NoError(t, cmd.Start())
+	receive(t, g.waiting)
+	return cmd
+}
+
+func receive[T any](t *testing.T, c <-chan T) (v T) {
+	select {
+	case v = <-c:
+	case <-time.After(soon):
+		require.FailNow(t, "nothing happens")
+	}
+	return v
+}
+
+// TestKilled kills who waits. It ends, and so does what was read for it alone.
+func TestKilled(t *testing.T) {
+	for _, program := range [][]string{cached, direct} {
+		t.Run(program[0], func(t *testing.T) {
+			g := gated(file("file", "content"))
+			cmd := g.start(t, mounted(t, g.layer, Options{}), program)
+			require.NoError(t, cmd.Process.Kill())
+			require.Error(t, cmd.Wait())
+			if program[0] == direct[0] {
+				require.ErrorIs(t, receive(t, g.ended), context.Canceled)
+			}
+		})
+	}
+}
+
+// TestSignalled sends signals that do not kill to who waits: it goes on waiting,
+// and gets all of it.
+func TestSignalled(t *testing.T) {
+	g := gated(file("file", "content"))
+	cmd := g.start(t, mounted(t, g.layer, Options{}), direct)
+	for range 5 {
+		require.NoError(t, cmd.Process.Signal(unix.SIGUSR1)) // dd reports its progress
+		time.Sleep(2 * watchEvery)
+	}
+	require.Empty(t, g.ended)
+	close(g.open)
+	require.NoError(t, cmd.Wait())
+	require.Equal(t, "content", read(t, cmd.Stdout.(*os.File).Name()))
+}
+
+// TestOthersGoOn reads files and lists directories while many wait.
+func TestOthersGoOn(t *testing.T) {
+	const many = 50
+	var parts []part
+	for i := range many {
+		parts = append(parts, file(fmt.Sprint("slow", i), "slow"))
+	}
+	g := gated(append(parts, dir("dir"), file("dir/name", ""))...)
+	dir := mounted(t, g.layer, Options{})
+	read := make(chan error, many)
+	for i := range many {
+		go func() {
+			_, err := os.ReadFile(filepath.Join(dir, fmt.Sprint("slow", i)))
+			read <- err
+		}()
+	}
+	for range many {
+		receive(t, g.waiting)
+	}
+	require.Equal(t, []string{"name"}, names(t, filepath.Join(dir, "dir")))
+	close(g.open)
+	for range many {
+		require.NoError(t, receive(t, read))
+	}
+}
+
+// TestUnmountEndsReads takes the mount away from who waits.
+func TestUnmountEndsReads(t *testing.T) {
+	needMounts(t)
+	g := gated(file("file", "content"))
+	dir := t.TempDir()
+	server, err := Mount(dir, g.layer, Options{})
+	require.NoError(t, err)
+	cmd := g.start(t, dir, cached)
+	require.NoError(t, server.Unmount())
+	require.Error(t, cmd.Wait())
+	require.NoError(t, server.Unmount(), "a second time")
+	require.Empty(t, names(t, dir))
+}
+
+// TestInOrder reads small files in their order, as tar does. Most are in the
+// page cache before they are asked for.
+func TestInOrder(t *testing.T) {
+	const files = 2000
+	var parts []part
+	for i := range files {
+		parts = append(parts, file(fmt.Sprintf("%05d", i), fmt.Sprint("content of ", i)))
+	}
+	layer := layerOf(parts...)
+	var asked atomic.Int32
+	layer.before = func(ctx context.Context, _ store.Node, _ int64) error {
+		if ctx.Err() == nil {
+			asked.Add(1)
+		}
+		return nil
+	}
+	dir := mounted(t, layer, Options{})
+	for i, name := range names(t, dir) {
+		require.Equal(t, fmt.Sprint("content of ", i), read(t, dir, name))
+	}
+	require.Less(t, int(asked.Load()), files/2)
+}
