@@ -72,14 +72,14 @@ func (p *peer) line() (time.Duration, float64) {
 
 // window is what the line carries in one round trip. To fetch that much too
 // much costs what another request would cost, if it is needed after all, and
-// which it will be nobody knows. What nobody waits for asks for four times as
-// much, and so uses four fifths of the line.
+// which it will be nobody knows. What nobody waits for yet asks for twice as
+// much, so that who comes to wait for some of it does not wait for long. What is
+// in the background asks for four times as much, and so uses four fifths of the
+// line.
 func (p *peer) window(priority Priority) int64 {
 	roundTrip, bandwidth := p.line()
 	n := roundTrip.Seconds() * bandwidth
-	if priority != Wanted {
-		n *= 4
-	}
+	n *= [priorities]float64{Wanted: 1, Prefetch: 2, Background: 4}[priority]
 	return int64(min(max(n, minWindow), maxWindow))
 }
 

@@ -104,21 +104,21 @@ func TestPausesAreNotMeasured(t *testing.T) {
 
 func TestWindow(t *testing.T) {
 	for _, c := range []struct {
-		roundTrip          time.Duration
-		bandwidth          float64
-		wanted, background int64
+		roundTrip                    time.Duration
+		bandwidth                    float64
+		wanted, prefetch, background int64
 	}{
-		{20 * time.Millisecond, 50e6, 1e6, 4e6},
-		{80 * time.Millisecond, 12.5e6, 1e6, 4e6},
-		{200 * time.Microsecond, 1e9, minWindow, 8e5},
-		{time.Second, 1e9, maxWindow, maxWindow},
-		{time.Millisecond, 1e3, minWindow, minWindow},
+		{20 * time.Millisecond, 50e6, 1e6, 2e6, 4e6},
+		{80 * time.Millisecond, 12.5e6, 1e6, 2e6, 4e6},
+		{200 * time.Microsecond, 1e9, minWindow, 4e5, 8e5},
+		{time.Second, 1e9, maxWindow, maxWindow, maxWindow},
+		{time.Millisecond, 1e3, minWindow, minWindow, minWindow},
 	} {
 		p := &peer{}
 		p.waited(c.roundTrip)
 		p.carried(int64(c.bandwidth*1000), 1000*time.Second)
 		require.InDelta(t, c.wanted, p.window(Wanted), 1)
-		require.InDelta(t, c.background, p.window(Prefetch), 1)
+		require.InDelta(t, c.prefetch, p.window(Prefetch), 1)
 		require.InDelta(t, c.background, p.window(Background), 1)
 	}
 }

@@ -26,15 +26,19 @@ const (
 	calm = 100 * time.Millisecond
 )
 
-// A queue hands out turns at the line's connections. Nobody of a low priority
-// gets one, and who has one pauses, while one of a higher priority waits, runs
-// or did so just now. Half of the connections is never given to what nobody
-// waits for.
+// A queue hands out turns at the line's connections, half of them to nobody but
+// who is waited for.
+//
+// What is in the background gets no turn, and pauses if it has one, while one of
+// a higher priority waits, runs or did so just now. Prefetch, which is needed
+// anyway, leaves the line to what is wanted from its first byte to its last: in
+// the round trip before, nobody else would use it.
 type queue struct {
 	connections int
 
 	mu      sync.Mutex
 	running [priorities]int
+	comes   [priorities]int       // of those, whose bytes arrive
 	ended   [priorities]time.Time // when the last one did
 	waiting []*turn               // in the order in which they came
 	changed chan struct{}         // closed when turns come or go; nil if nobody looks
@@ -48,6 +52,7 @@ type turn struct {
 	// The queue's lock guards what follows.
 	priority Priority
 	running  bool
+	comes    bool          // its bytes arrive
 	ready    chan struct{} // closed when it runs; nil unless it waits
 	since    time.Time     // when it began to wait
 }
@@ -82,7 +87,10 @@ func (t *turn) release() {
 	defer q.mu.Unlock()
 	switch {
 	case t.running:
-		t.running = false
+		if t.comes {
+			q.comes[t.priority]--
+		}
+		t.running, t.comes = false, false
 		q.running[t.priority]--
 		q.ended[t.priority] = time.Now()
 	case t.ready != nil:
@@ -92,6 +100,18 @@ func (t *turn) release() {
 		return
 	}
 	q.admit()
+}
+
+// arrives is called when the first byte has come.
+func (t *turn) arrives() {
+	q := t.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if t.running && !t.comes {
+		t.comes = true
+		q.comes[t.priority]++
+		q.admit()
+	}
 }
 
 // raise gives the turn a higher priority, wherever it is.
@@ -105,6 +125,10 @@ func (t *turn) raise(p Priority) {
 	if t.running {
 		q.running[t.priority]--
 		q.running[p]++
+	}
+	if t.comes {
+		q.comes[t.priority]--
+		q.comes[p]++
 	}
 	t.priority = p
 	q.admit()
@@ -206,11 +230,16 @@ func (q *queue) admissible(t *turn) bool {
 		return true
 	case low >= q.connections/2:
 		return false
+	case t.priority == Prefetch:
+		return true
 	}
 	return time.Since(t.since) >= patience || !q.busyAbove(t.priority)
 }
 
 func (q *queue) busyAbove(p Priority) bool {
+	if p == Prefetch {
+		return q.comes[Wanted] > 0
+	}
 	for higher := range p {
 		if q.running[higher] > 0 || time.Since(q.ended[higher]) < calm {
 			return true

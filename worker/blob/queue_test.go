@@ -83,12 +83,10 @@ func TestWantedOvertakes(t *testing.T) {
 		q.release(two)
 		q.want("12wv")
 		q.release(w)
-		q.want("12wv") // a connection is free, but somebody is still served
-		q.release(v)
-		q.want("12wv") // and perhaps again in a moment
-		q.calm()
 		q.want("12wvp")
+		q.release(v)
 		q.release(p)
+		q.want("12wvp") // perhaps again in a moment
 		q.calm()
 		q.want("12wvpb")
 		q.release(b)
@@ -155,9 +153,8 @@ func TestRaise(t *testing.T) {
 		require.Equal(q.t, [priorities]int{2, 0, 0}, running)
 		require.Equal(q.t, [priorities]int{0, 1, 0}, waiting)
 		q.release(v)
-		q.release(b)
-		q.calm()
 		q.want("vwbp")
+		q.release(b)
 		q.release(p)
 		q.calm()
 		r := q.take("r", q.turn(Background))
@@ -217,6 +214,32 @@ func TestYield(t *testing.T) {
 		require.Equal(q.t, 1<<20, n)
 		q.release(b)
 		q.release(w)
+	})
+}
+
+// Prefetch pauses from the first byte of what is wanted to its last.
+func TestPrefetchYields(t *testing.T) {
+	inBubble(t, 4, func(q *turns) {
+		p, w := q.take("p", q.turn(Prefetch)), q.take("w", q.turn(Wanted))
+		pauses := func() bool {
+			_, waited := p.yield(q.t.Context(), 1<<20)
+			return waited
+		}
+		require.False(q.t, pauses(), "in the round trip")
+		w.arrives()
+		w.arrives() // twice is once
+		require.True(q.t, pauses())
+		q.release(w)
+		require.False(q.t, pauses())
+
+		other := q.take("o", q.turn(Prefetch))
+		other.arrives()
+		require.False(q.t, pauses())
+		other.raise(Wanted)
+		require.True(q.t, pauses())
+		q.release(other)
+		require.False(q.t, pauses())
+		q.release(p)
 	})
 }
 

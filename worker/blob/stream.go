@@ -148,6 +148,7 @@ func (s *Stream) ask() (err error) {
 		s.reply = nil
 		return err
 	}
+	s.turn.arrives()
 	s.blob.peer.Store(s.host.peer)
 	if s.reply.whole {
 		return s.spool()

@@ -18,6 +18,7 @@ type layer struct {
 	*store.Layer
 	blob   *blob.Blob
 	labels Labels
+	calm   *calm
 	mounts int // guarded by Layers.mu
 
 	failure atomic.Pointer[failure]
@@ -27,14 +28,14 @@ type layer struct {
 	done    chan struct{}
 }
 
-func newLayer(stored *store.Layer, b *blob.Blob, labels Labels) *layer {
+func newLayer(stored *store.Layer, b *blob.Blob, labels Labels, c *calm) *layer {
 	stored.Connect(store.Blobs{
 		Wanted:     b.With(blob.Wanted),
 		Prefetch:   b.With(blob.Prefetch),
 		Background: b.With(blob.Background),
 	})
 	return &layer{
-		Layer: stored, blob: b, labels: labels,
+		Layer: stored, blob: b, labels: labels, calm: c,
 		renewed: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 }
@@ -45,8 +46,9 @@ type failure struct {
 	err error
 }
 
-// ReadAt remembers why it failed.
+// ReadAt remembers when it was called, and why it failed.
 func (l *layer) ReadAt(ctx context.Context, n store.Node, p []byte, off int64) (int, error) {
+	l.calm.reads()
 	read, err := l.Layer.ReadAt(ctx, n, p, off)
 	if err != nil && err != io.EOF && ctx.Err() == nil {
 		l.failure.Store(&failure{at: time.Now(), err: err})
@@ -68,6 +70,7 @@ func (l *layer) renew(places []blob.Source) {
 func (l *layer) start(c Config) {
 	ctx, cancel := context.WithCancel(context.Background())
 	l.cancel = cancel
+	l.calm.reads() // presently
 	go func() {
 		defer close(l.done)
 		l.fill(ctx, c)
@@ -92,7 +95,10 @@ func (l *layer) fill(ctx context.Context, c Config) {
 
 func (l *layer) fetch(ctx context.Context, c Config) error {
 	if !c.NoPrefetch {
-		if err := l.Prefetch(ctx); err != nil {
+		l.calm.prefetching.Add(1)
+		err := l.Prefetch(ctx)
+		l.calm.prefetching.Add(-1)
+		if err != nil {
 			return err
 		}
 	}

@@ -28,6 +28,7 @@ type Layers struct {
 	line  *blob.Line
 	store *store.Store
 	ahead *lookahead
+	calm  *calm
 	*metrics
 
 	mu     sync.Mutex
@@ -56,8 +57,9 @@ var _ snapshot.Lazy = (*Layers)(nil)
 // New opens the layers below root.
 func New(root string, opts Options) (*Layers, error) {
 	opts.Config = opts.Config.withDefaults()
-	m := newMetrics()
-	st, err := store.Open(filepath.Join(root, "layers"), store.Options{Waited: m.waited})
+	m, c := newMetrics(), &calm{}
+	waited := func(d time.Duration) { m.waited(d); c.waits() }
+	st, err := store.Open(filepath.Join(root, "layers"), store.Options{Waited: waited, Pace: c.await})
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +71,7 @@ func New(root string, opts Options) (*Layers, error) {
 		TempDir:       root, // which the store has made
 	})
 	return &Layers{
-		opts: opts, line: line, store: st, ahead: newLookahead(), metrics: m,
+		opts: opts, line: line, store: st, ahead: newLookahead(), calm: c, metrics: m,
 		open: map[string]*layer{}, mounts: map[string]mounted{},
 	}, nil
 }
@@ -161,7 +163,7 @@ func (l *Layers) layer(id string, labels map[string]string) (*layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	open := newLayer(stored, l.line.Open(key.Blob, l.places(labels)...), lasting(labels))
+	open := newLayer(stored, l.line.Open(key.Blob, l.places(labels)...), lasting(labels), l.calm)
 	l.open[id] = open
 	open.start(l.opts.Config)
 	return open, nil

@@ -20,8 +20,9 @@ type Layer struct {
 	present *presence
 	small   *os.File // the contents of small files
 
-	blobs  atomic.Pointer[Blobs]
-	cursor atomic.Uint32 // the chunk behind what was wanted last
+	blobs       atomic.Pointer[Blobs]
+	cursor      atomic.Uint32 // the chunk behind what was wanted last
+	prefetching atomic.Bool   // what is known to be needed
 	counters
 
 	mu      sync.Mutex

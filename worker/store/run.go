@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"math"
 )
 
 // priority says who needs chunks, the most urgent first.
@@ -23,7 +22,6 @@ func (b *Blobs) at(p priority) Blob {
 type errand struct {
 	priority priority
 	until    uint32 // chunks before this one
-	whole    bool   // as many as there are, not just a window
 }
 
 // A run is a range of the blob with chunks to be fetched by one request. It
@@ -175,15 +173,17 @@ func (r *run) plan(c uint32, f *flight, window int64) {
 	l := r.layer
 	k := l.index.chunk(c)
 	limit, end := k.Offset+window, k.Offset
-	if r.whole {
-		limit = math.MaxInt64
+	until := max(r.until, c+1)
+	if l.prefetching.Load() {
+		// The neighbours of a file that is not known to be needed can wait.
+		until = max(min(r.until, l.index.Prefetch), c+1)
 	}
 	first := c
 	for first > 0 && c-first < maxItems/2 && l.index.chunk(first-1).Offset == k.Offset {
 		first--
 	}
 	needed, skipped := int64(0), int64(0)
-	for n := first; n < max(r.until, c+1) && len(r.items) < maxItems; n++ {
+	for n := first; n < until && len(r.items) < maxItems; n++ {
 		k := l.index.chunk(n)
 		gap := max(k.Offset-end, 0)
 		if n > c && (k.end() > limit || skipped+gap > needed/8) {

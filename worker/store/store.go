@@ -41,6 +41,7 @@ type Store struct {
 	building  *semaphore.Weighted
 	buffers   *semaphore.Weighted // bytes of compressed members in memory
 	flights   flights
+	pace      func(context.Context) (soon bool, err error)
 	waited    func(time.Duration)
 
 	mu     sync.Mutex
@@ -59,6 +60,11 @@ type Options struct {
 	// Waited is told of each read that had to wait for contents, and how long.
 	Waited func(time.Duration)
 
+	// Pace is asked before each request that Fill makes, and returns when it
+	// may. Soon is whether somebody is likely to wait for it before long, so
+	// that it counts as prefetch. Nil is for always, and never soon.
+	Pace func(context.Context) (soon bool, err error)
+
 	bootID string // of tests
 }
 
@@ -73,11 +79,15 @@ func Open(root string, opts Options) (*Store, error) {
 		buffers:   semaphore.NewWeighted(maxBuffers),
 		flights:   flights{by: map[[32]byte]*flight{}},
 		waited:    opts.Waited,
+		pace:      opts.Pace,
 		layers:    map[Key]*Layer{},
 		adding:    map[Key]chan struct{}{},
 	}
 	if s.waited == nil {
 		s.waited = func(time.Duration) {}
+	}
+	if s.pace == nil {
+		s.pace = func(ctx context.Context) (bool, error) { return false, ctx.Err() }
 	}
 	if err := os.RemoveAll(s.tmpDir); err != nil {
 		return nil, fmt.Errorf("store: %w", err)

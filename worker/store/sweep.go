@@ -4,39 +4,45 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 )
 
 // Prefetch waits until the files that are known to be needed soon are here:
-// those before the landmark. It asks for them in one range.
+// those before the landmark. It asks for a window at a time: they are not in the
+// order in which they are needed, and who needs one of the last would otherwise
+// wait for all.
 func (l *Layer) Prefetch(ctx context.Context) error {
-	s := &sweep{layer: l, errand: errand{priority: prefetched, until: l.index.Prefetch, whole: true}}
-	return s.run(ctx, 1)
+	l.prefetching.Store(true)
+	defer l.prefetching.Store(false)
+	s := &sweep{layer: l, errand: errand{priority: prefetched, until: l.index.Prefetch}}
+	return s.run(ctx, prefetchers)
 }
 
-// Fill waits until all files are here, fetched as long as nobody minds. It goes
-// on behind what was read last.
+// Fill waits until all files are here, fetched as long as nobody minds, and when
+// Options.Pace lets it.
 func (l *Layer) Fill(ctx context.Context) error {
-	s := &sweep{layer: l, errand: errand{priority: background, until: l.index.Chunks}, follow: &l.cursor}
+	s := &sweep{layer: l, errand: errand{priority: background, until: l.index.Chunks}}
 	return s.run(ctx, fillers)
 }
 
-// fillers is how many ranges of a layer are filled at a time, so that asking
-// for one takes no time from another. They may be small, where a layer lacks
-// single files.
-const fillers = 4
+// prefetchers and fillers are how many ranges of a layer are asked for at a
+// time, so that asking for one takes no time from another. Those of fillers may
+// be small, where a layer lacks single files.
+const (
+	prefetchers = 3
+	fillers     = 2
+)
 
-// A sweep gets all chunks of a part of the layer.
+// A sweep gets all chunks of a part of the layer. It goes on near what was
+// wanted last, where the next that is needed often is.
 type sweep struct {
 	layer *Layer
 	errand
-	follow *atomic.Uint32 // the chunk to go on with, whenever it changes
 
 	mu       sync.Mutex
 	at       uint32           // the chunk to go on with
-	followed uint32           // what follow was
+	followed uint32           // the layer's cursor, when it was looked at last
 	taken    map[uint32]bool  // chunks, by a worker
 	corrupt  map[uint32]error // chunks that cannot be had
 }
@@ -59,8 +65,18 @@ func (s *sweep) run(ctx context.Context, workers int) error {
 }
 
 func (s *sweep) work(ctx context.Context) error {
-	for {
-		c, t, ok := s.begin(ctx)
+	for s.left() {
+		e := s.errand
+		if e.priority == background {
+			soon, err := s.layer.store.pace(ctx)
+			if err != nil {
+				return err
+			}
+			if soon {
+				e.priority = prefetched
+			}
+		}
+		c, t, ok := s.begin(ctx, e)
 		if !ok {
 			return nil
 		}
@@ -75,28 +91,46 @@ func (s *sweep) work(ctx context.Context) error {
 		}
 		s.mu.Unlock()
 	}
+	return nil
 }
+
+// left says whether anything is missing.
+func (s *sweep) left() bool { return !s.layer.allHere(0, s.until) }
 
 // begin begins with the next chunk. When it returns, other workers know what
 // comes along.
-func (s *sweep) begin(ctx context.Context) (c uint32, t trip, ok bool) {
+func (s *sweep) begin(ctx context.Context, e errand) (c uint32, t trip, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.follow()
 	if c, ok = s.next(); ok {
 		s.taken[c] = true
-		t = s.layer.begin(ctx, c, s.errand)
+		t = s.layer.begin(ctx, c, e)
 	}
 	return c, t, ok
+}
+
+// follow goes to where something was wanted. What a prefetch lacks is behind it
+// at most; what the background lacks may be before it as well.
+func (s *sweep) follow() {
+	at := s.layer.cursor.Load()
+	if at == s.followed || at >= s.until {
+		return
+	}
+	s.at, s.followed = at, at
+	blobs := s.layer.blobs.Load()
+	if s.priority != background || blobs == nil {
+		return
+	}
+	from := s.layer.index.chunk(at).Offset - blobs.Background.Window()
+	for s.at > 0 && s.layer.index.chunk(s.at-1).Offset >= from {
+		s.at--
+	}
 }
 
 // next returns the next chunk that nobody is getting yet. When all that are
 // missing are on their way it is one to wait for, if no other worker does.
 func (s *sweep) next() (c uint32, ok bool) {
-	if s.follow != nil {
-		if at := s.follow.Load(); at != s.followed {
-			s.at, s.followed = at, at
-		}
-	}
 	for i := range s.until {
 		next := (s.at + i) % s.until
 		if s.layer.present.has(next) || s.taken[next] || s.corrupt[next] != nil {
