@@ -11,10 +11,12 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/blob"
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/lazyfs"
@@ -100,7 +102,11 @@ func (l *Layers) Fetch(ctx context.Context, id string, labels map[string]string)
 		fmt.Errorf("no index after %s, see mount_timeout", l.opts.MountTimeout.Duration))
 	defer cancel()
 	places := l.places(labels)
-	for _, d := range others(labels) {
+	missing, err := l.missing(others(labels))
+	if err != nil {
+		return err
+	}
+	for _, d := range missing {
 		l.ahead.start(d, func() *blob.Blob { return l.line.Open(d, places...) })
 	}
 	b := l.line.Open(key.Blob, places...)
@@ -116,6 +122,14 @@ func (l *Layers) Fetch(ctx context.Context, id string, labels map[string]string)
 		return l.store.Add(ctx, key, size, tail, b.With(blob.Wanted).Range)
 	}
 	return err
+}
+
+// missing leaves out the blobs that are here as layers.
+func (l *Layers) missing(blobs []digest.Digest) ([]digest.Digest, error) {
+	keys, err := l.store.Keys()
+	return slices.DeleteFunc(blobs, func(d digest.Digest) bool {
+		return slices.ContainsFunc(keys, func(k store.Key) bool { return k.Blob == d })
+	}), err
 }
 
 // Renew tells of another place for a layer, or of other credentials.

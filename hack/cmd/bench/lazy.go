@@ -69,7 +69,13 @@ func lazy(ctx context.Context, c *config) (err error) {
 			return err
 		}
 	}
-	return warmBuilds(ctx, c, r)
+	if err := warmBuilds(ctx, c, r); err != nil {
+		return err
+	}
+	if err := rebuiltBase(ctx, c, r); err != nil {
+		return err
+	}
+	return mounting(ctx, c)
 }
 
 func coldBuilds(ctx context.Context, c *config, r *registry, link shaped.Link) (err error) {

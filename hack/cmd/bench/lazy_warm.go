@@ -58,7 +58,7 @@ func warmBuilds(ctx context.Context, c *config, r *registry) error {
 		}
 	}
 	fmt.Print(warmTable(plain, ours))
-	fmt.Printf("\nMedians of %d runs; %s.\n", c.runs, machine())
+	fmt.Printf("\nMedians of %d runs; %s.\n\n", c.runs, machine())
 	return nil
 }
 
