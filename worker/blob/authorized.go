@@ -3,6 +3,7 @@ package blob
 import (
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
@@ -35,6 +36,7 @@ func (a authorized) RoundTrip(r *http.Request) (*http.Response, error) {
 		if err != nil || resp.StatusCode != http.StatusUnauthorized || len(refusals) == challenges {
 			return resp, err
 		}
+		saysExpired(attempt, resp)
 		refusals = append(refusals, resp)
 		if err := a.authorizer.AddResponses(ctx, refusals); errdefs.IsNotImplemented(err) {
 			return resp, nil
@@ -44,4 +46,20 @@ func (a authorized) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		discard(resp)
 	}
+}
+
+// saysExpired makes a refusal say why, where a registry leaves it out: a token
+// came with the request, and was not good. BuildKit's authorizer would else keep
+// it.
+func saysExpired(r *http.Request, refusal *http.Response) {
+	const header = "WWW-Authenticate"
+	challenge := refusal.Header.Get(header)
+	if isBearer(r.Header.Get("Authorization")) && isBearer(challenge) && !strings.Contains(challenge, "error=") {
+		refusal.Header.Set(header, challenge+`,error="invalid_token"`)
+	}
+}
+
+func isBearer(header string) bool {
+	scheme, _, _ := strings.Cut(header, " ")
+	return strings.EqualFold(scheme, "Bearer")
 }

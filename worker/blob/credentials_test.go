@@ -28,6 +28,7 @@ type tokens struct {
 	issued int
 	valid  int
 	scopes []string
+	silent bool // of why a token is refused
 }
 
 func serveTokens(t testing.TB) *tokens {
@@ -61,7 +62,9 @@ func (s *tokens) required(w http.ResponseWriter, r *http.Request) bool {
 		return false
 	case "":
 	default:
-		challenge += `,error="invalid_token"`
+		if !s.silent {
+			challenge += `,error="invalid_token"`
+		}
 	}
 	return status(401, "WWW-Authenticate", challenge)(w, r)
 }
@@ -83,9 +86,10 @@ func authorizers(t testing.TB) map[string]docker.Authorizer {
 // two ranges and in the middle of one.
 func TestTokens(t *testing.T) {
 	blob := contents(300_000)
-	for name, authorizer := range authorizers(t) {
-		t.Run(name, func(t *testing.T) {
+	test := func(authorizer docker.Authorizer, silent bool) func(*testing.T) {
+		return func(t *testing.T) {
 			auth := serveTokens(t)
+			auth.silent = silent
 			broken := cut(blob, 100_000, func(w http.ResponseWriter, r *http.Request) {
 				auth.revoke()
 				truncate(w, r)
@@ -104,7 +108,12 @@ func TestTokens(t *testing.T) {
 			require.Equal(t, 3, auth.issued)
 			require.Equal(t, "repository:library/image:pull", auth.scopes[0])
 			require.EqualValues(t, 1, b.line.Stats().Retries, "but for the body that broke off")
-		})
+		}
+	}
+	for _, silent := range []bool{false, true} {
+		for name, authorizer := range authorizers(t) {
+			t.Run(fmt.Sprintf("%s, silent %v", name, silent), test(authorizer, silent))
+		}
 	}
 }
 
