@@ -15,6 +15,7 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/integration/pushed"
 )
@@ -34,38 +35,61 @@ type result struct {
 	layers    int64 // bytes of all of them, compressed
 }
 
-// export builds the demo image once, with the stock daemon, and does not export
-// it. Each measurement then starts a daemon on a copy of that root, so all of
-// them have the very same snapshots to make layers of, and none has made one
-// before. The Debian base is a stage of the build, not an image from a
-// registry: as such it would come compressed already.
+// exportImages are what is exported: a usual image, and layers of one kind.
+var exportImages = []struct{ target, dockerfile, what string }{
+	{"demo", "Dockerfile", "the demo image, Debian with Python and pandas"},
+	{"small", "bench/small.Dockerfile", "60,000 small files of text"},
+	{"binaries", "bench/binaries.Dockerfile", "three large files of machine code"},
+	{"random", "bench/random.Dockerfile", "300 MB that cannot be compressed"},
+}
+
+// export builds each image once, with the stock daemon, and does not export it.
+// Each measurement then starts a daemon on a copy of that root, so all of them
+// have the very same snapshots to make layers of, and none has made one before.
+// The Debian base is a stage of the build, not an image from a registry: as such
+// it would come compressed already.
 func export(ctx context.Context, c *config) error {
-	contenders := []*contender{
-		{name: "stock gzip", binary: "buildkitd", compression: "gzip"},
-		{name: "stock estargz", binary: "buildkitd", compression: "estargz"},
-		{name: "buildkitd-esgz estargz", binary: "buildkitd-esgz", compression: "estargz,estargz-profile=none"},
-	}
-	prepared := filepath.Join(c.work, "prepared")
-	log.Print("building the demo image, to be exported later")
-	if err := prepare(ctx, c, prepared); err != nil {
-		return err
-	}
-	for run := range c.runs {
-		for _, who := range contenders {
-			r, err := measure(ctx, c, prepared, who)
-			if err != nil {
-				return fmt.Errorf("%s: %w", who.name, err)
-			}
-			log.Printf("run %d of %d, %s: %.1fs", run+1, c.runs, who.name, r.wall.Seconds())
-			who.results = append(who.results, r)
+	for _, image := range exportImages {
+		contenders, err := exportImage(ctx, c, image.target)
+		if err != nil {
+			return fmt.Errorf("%s: %w", image.target, err)
 		}
+		fmt.Printf("### %s\n\n%s\n", image.what, table(contenders, contenders[1]))
 	}
-	fmt.Print(table(contenders, contenders[1]))
-	fmt.Printf("\nMedians of %d runs; %s.\n", c.runs, machine())
+	fmt.Printf("Medians of %d runs; %s.\n", c.runs, machine())
 	return nil
 }
 
-func prepare(ctx context.Context, c *config, root string) (err error) {
+func exportImage(ctx context.Context, c *config, target string) ([]*contender, error) {
+	contenders := []*contender{
+		{name: "stock gzip", binary: "buildkitd", compression: "gzip"},
+		{name: "stock estargz", binary: "buildkitd", compression: "estargz"},
+		{name: "stock zstd", binary: "buildkitd", compression: "zstd"},
+		{name: "pgzip alone, level 6", compression: "pgzip"},
+		{name: "buildkitd-esgz estargz", binary: "buildkitd-esgz", compression: "estargz,estargz-profile=none"},
+	}
+	prepared := filepath.Join(c.work, "prepared")
+	defer os.RemoveAll(prepared)
+	log.Printf("building %s, to be exported later", target)
+	if err := prepare(ctx, c, prepared, target); err != nil {
+		return nil, err
+	}
+	tars := filepath.Join(c.work, "tars")
+	defer os.RemoveAll(tars)
+	for run := range c.runs {
+		for _, who := range contenders {
+			r, err := measure(ctx, c, prepared, tars, target, who)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", who.name, err)
+			}
+			log.Printf("run %d of %d, %s, %s: %.1fs", run+1, c.runs, target, who.name, r.wall.Seconds())
+			who.results = append(who.results, r)
+		}
+	}
+	return contenders, nil
+}
+
+func prepare(ctx context.Context, c *config, root, target string) (err error) {
 	if err := writeBakeFile(c); err != nil {
 		return err
 	}
@@ -77,7 +101,7 @@ func prepare(ctx context.Context, c *config, root string) (err error) {
 	if err := d.createBuilder(ctx); err != nil {
 		return err
 	}
-	_, err = d.bake(ctx, "type=cacheonly")
+	_, err = d.bake(ctx, target, "type=cacheonly")
 	return err
 }
 
@@ -105,27 +129,33 @@ type bakeTarget struct {
 	Args       map[string]string `json:"args,omitempty"`
 }
 
-// writeBakeFile says how the demo image is built upon a stage instead of an
-// image.
+// writeBakeFile says how the images are built upon a stage instead of an image.
 func writeBakeFile(c *config) error {
 	image, err := filepath.Abs(filepath.Join(c.repo, "hack", "image"))
 	if err != nil {
 		return err
 	}
-	file, err := json.Marshal(map[string]any{"target": map[string]bakeTarget{
-		"base": {Context: c.base, Dockerfile: filepath.Join(image, "base.Dockerfile")},
-		"demo": {
-			Context: image, Dockerfile: filepath.Join(image, "Dockerfile"),
+	targets := map[string]bakeTarget{"base": {Context: c.base, Dockerfile: filepath.Join(image, "base.Dockerfile")}}
+	for _, i := range exportImages {
+		targets[i.target] = bakeTarget{
+			Context: image, Dockerfile: filepath.Join(image, i.dockerfile),
 			Contexts: map[string]string{"base": "target:base"}, Args: map[string]string{"BASE": "base"},
-		},
-	}})
+		}
+	}
+	file, err := json.Marshal(map[string]any{"target": targets})
 	if err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(c.work, "bake.json"), file, 0o600)
 }
 
-func measure(ctx context.Context, c *config, prepared string, who *contender) (r result, err error) {
+// measure measures one export, or in its stead pgzip over the tars that the
+// first one, of stock gzip, has left.
+func measure(ctx context.Context, c *config, prepared, tars, target string, who *contender) (r result, err error) {
+	if who.compression == "pgzip" {
+		return compressAlone(tars)
+	}
+	unix.Sync() // what is written later is somebody else's time
 	root := filepath.Join(c.work, "root")
 	defer func() { err = errors.Join(err, os.RemoveAll(root)) }()
 	if out, err := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", prepared, root).CombinedOutput(); err != nil {
@@ -144,7 +174,7 @@ func measure(ctx context.Context, c *config, prepared string, who *contender) (r
 	if err := d.forgetPeak(); err != nil {
 		return r, err
 	}
-	image, err := d.bake(ctx, "type=image,name=bench,push=false,oci-mediatypes=true,force-compression=true,compression="+who.compression)
+	image, err := d.bake(ctx, target, "type=image,name=bench,push=false,oci-mediatypes=true,force-compression=true,compression="+who.compression)
 	if err != nil {
 		return r, err
 	}
@@ -156,7 +186,13 @@ func measure(ctx context.Context, c *config, prepared string, who *contender) (r
 		return r, err
 	}
 	r.wall, r.cpu = image.export, after-before
-	return r, r.weigh(filepath.Join(root, "runc-overlayfs", "content", "blobs"), image.digest, strings.HasPrefix(who.compression, "estargz"))
+	blobs := filepath.Join(root, "runc-overlayfs", "content", "blobs")
+	if who.compression == "gzip" {
+		if err := unpackTars(blobs, image.digest, tars); err != nil {
+			return r, err
+		}
+	}
+	return r, r.weigh(blobs, image.digest, strings.HasPrefix(who.compression, "estargz"))
 }
 
 // weigh reads the image from the daemon's store, and checks what is eStargz:
@@ -204,12 +240,12 @@ type exported struct {
 	export time.Duration
 }
 
-// bake builds the demo image, or takes it from the root when it has been built
-// there, and sends it to the output.
-func (d *daemon) bake(ctx context.Context, output string) (exported, error) {
+// bake builds an image, or takes it from the root when it has been built there,
+// and sends it to the output.
+func (d *daemon) bake(ctx context.Context, target, output string) (exported, error) {
 	metadata := filepath.Join(d.c.work, "metadata.json")
 	cmd := d.command(ctx, "buildx", "bake", "--file", filepath.Join(d.c.work, "bake.json"), "--progress=rawjson",
-		"--metadata-file", metadata, "--set", "demo.output="+output, "demo")
+		"--metadata-file", metadata, "--set", target+".output="+output, target)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
@@ -230,7 +266,7 @@ func (d *daemon) bake(ctx context.Context, output string) (exported, error) {
 	if err := json.Unmarshal(raw, &answer); err != nil {
 		return exported{}, err
 	}
-	dgst, _ := answer["demo"]["containerimage.digest"].(string)
+	dgst, _ := answer[target]["containerimage.digest"].(string)
 	return exported{digest.Digest(dgst), took}, nil
 }
 
@@ -245,7 +281,7 @@ func exportTime(progress string) (time.Duration, error) {
 			return 0, fmt.Errorf("progress: %w", err)
 		}
 		for _, v := range status.Vertexes {
-			if strings.Contains(v.Name, "] RUN ") {
+			if strings.Contains(v.Name, "] RUN ") || strings.Contains(v.Name, "] COPY ") {
 				cached[v.Name] = cached[v.Name] || v.Cached
 			}
 			if strings.HasSuffix(v.Name, "exporting to image") && v.Completed != nil {
