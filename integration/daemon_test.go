@@ -1,9 +1,9 @@
 package integration
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -117,20 +117,21 @@ type progress struct {
 	other    strings.Builder // lines that are no progress, as errors are
 }
 
+// readProgress reads lines, of which some are no progress: buildx may complain of
+// a connection that has ended, or of an error at last.
 func readProgress(r io.Reader) *progress {
 	p := &progress{vertexes: map[string]*client.Vertex{}}
-	for dec := json.NewDecoder(r); ; {
+	for in := bufio.NewReader(r); ; {
+		line, err := in.ReadBytes('\n')
 		var status client.SolveStatus
-		err := dec.Decode(&status)
-		if errors.Is(err, io.EOF) {
-			return p
+		if json.Unmarshal(line, &status) == nil {
+			p.add(&status)
+		} else {
+			p.other.Write(line)
 		}
 		if err != nil {
-			rest, _ := io.ReadAll(io.MultiReader(dec.Buffered(), r))
-			p.other.Write(rest)
 			return p
 		}
-		p.add(&status)
 	}
 }
 
