@@ -115,11 +115,17 @@ func (t *turn) arrives() {
 }
 
 // raise gives the turn a higher priority, wherever it is.
-func (t *turn) raise(p Priority) {
+func (t *turn) raise(p Priority) { t.change(func(now Priority) Priority { return min(now, p) }) }
+
+// lower gives it a lower one.
+func (t *turn) lower(p Priority) { t.change(func(now Priority) Priority { return max(now, p) }) }
+
+func (t *turn) change(to func(Priority) Priority) {
 	q := t.queue
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if p >= t.priority {
+	p := to(t.priority)
+	if p == t.priority {
 		return
 	}
 	if t.running {

@@ -158,7 +158,12 @@ func TestRaise(t *testing.T) {
 		q.release(p)
 		q.calm()
 		r := q.take("r", q.turn(Background))
+		r.lower(Prefetch) // never up
+		require.Equal(q.t, Background, r.level())
 		r.raise(Wanted) // while it runs
+		r.lower(Prefetch)
+		running, _ = q.queue.counts()
+		require.Equal(q.t, [priorities]int{0, 1, 0}, running)
 		q.release(r)
 		r.release() // twice is once
 	})

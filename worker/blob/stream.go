@@ -14,7 +14,7 @@ import (
 // deadline has passed without a byte. It then ends with an [*Error].
 //
 // [View.Range] returns it as an io.ReadCloser. Its methods are for one
-// goroutine, but for Hurry, which anybody may call.
+// goroutine, but for Hurry and Relax, which anybody may call.
 type Stream struct {
 	// The context of the Range call, which a reader cannot be given later.
 	ctx  context.Context
@@ -59,6 +59,10 @@ func (s *Stream) Close() error {
 // Hurry makes the stream Wanted, because somebody waits for it by now. It may be
 // called at any time.
 func (s *Stream) Hurry() { s.turn.raise(Wanted) }
+
+// Relax makes the stream Prefetch, if it is Wanted, because what somebody waited
+// for has come. Hurry may follow. It may be called at any time.
+func (s *Stream) Relax() { s.turn.lower(Prefetch) }
 
 // Corrupt says that bytes the stream has handed out are wrong. What follows,
 // here and for the blob's next readers, comes from another host; if there is

@@ -29,13 +29,20 @@ func TestCalm(t *testing.T) {
 		require.False(t, soon)
 
 		c.reads()
-		time.AfterFunc(quiet/2, c.waits)
+		c.waits()
+		time.AfterFunc(quiet/2, func() {
+			for range few {
+				c.waits()
+			}
+		})
 		took, soon = await()
 		require.InDelta(t, quiet/2, took, float64(lookAgain))
 		require.True(t, soon)
 
 		c.prefetching.Add(1)
-		c.waits()
+		for range few {
+			c.waits()
+		}
 		time.AfterFunc(5*quiet, func() { c.prefetching.Add(-1) })
 		took, soon = await()
 		require.InDelta(t, 5*quiet, took, float64(lookAgain))

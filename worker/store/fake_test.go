@@ -20,6 +20,7 @@ type fake struct {
 	read     int64 // bytes
 	corrupt  int   // calls of Corrupt
 	hurried  int
+	relaxed  []int64 // bytes that were read before
 }
 
 type span struct{ off, n int64 }
@@ -82,6 +83,12 @@ func (s fakeStream) Hurry() {
 	s.f.mu.Lock()
 	defer s.f.mu.Unlock()
 	s.f.hurried++
+}
+
+func (s fakeStream) Relax() {
+	s.f.mu.Lock()
+	defer s.f.mu.Unlock()
+	s.f.relaxed = append(s.f.relaxed, s.f.read)
 }
 
 // all answers any purpose alike.

@@ -105,13 +105,17 @@ type fetcher struct {
 const batchSize = 64 << 10
 
 // all reads a range of size bytes and saves its chunks. The first one somebody
-// waits for, so that it is decompressed as it arrives; the others may be on
+// waits for, so that it is decompressed as it arrives, and the rest is in less of
+// a hurry; the others may be on
 // another core while the next ones arrive. The stream of who is waited for must
 // not be held up, so that theirs take as many cores as there are.
 func (f *fetcher) all(size int64) error {
 	f.stream = &stream{r: f.from, left: size}
 	f.in = bufio.NewReaderSize(f.stream, batchSize)
 	err := f.member()
+	if s, ok := f.from.(interface{ Relax() }); ok {
+		s.Relax()
+	}
 	for err == nil && len(f.left) > 0 {
 		f.complain()
 		batch := f.left[:f.layer.within(f.left, batchSize)]

@@ -296,6 +296,20 @@ func TestHurry(t *testing.T) {
 	})
 }
 
+// TestRelax reads a file, which its neighbours come behind in no hurry.
+func TestRelax(t *testing.T) {
+	b := blobOf(t, estargz.Options{}, file("first", text(1, 500_000)), file("second", text(2, 500_000)))
+	l := addedTo(t, openStore(t), b)
+	f := &fake{data: b.data, window: 1 << 20}
+	l.Connect(f.all())
+	_, err := read(l, find(t, l, "first"))
+	require.NoError(t, err)
+	_, err = read(l, find(t, l, "second"))
+	require.NoError(t, err)
+	require.Len(t, f.relaxed, 1)
+	require.Less(t, f.relaxed[0], f.read*2/3)
+}
+
 // waiting is a reader that has nothing, but not at once.
 type waiting chan struct{}
 

@@ -35,9 +35,10 @@ type Layer struct {
 type Blob interface {
 	// Range returns n bytes from an offset. It does not wait for them, their
 	// reader does. What it returns may have a method Corrupt(), to be told by
-	// who reads that bytes so far were not those of the layer, and a method
-	// Hurry(), to be told by anybody that somebody waits for them now, as if
-	// they had been asked of Blobs.Wanted.
+	// who reads that bytes so far were not those of the layer, and methods
+	// Hurry() and Relax(), to be told by anybody that somebody waits for them
+	// now, or no longer, as if they had been asked of Blobs.Wanted, or of
+	// Blobs.Prefetch at most.
 	Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	// Window returns how many bytes are worth asking for at once.
 	Window() int64
