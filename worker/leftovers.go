@@ -1,21 +1,88 @@
 package worker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/moby/buildkit/cache/metadata"
+	"github.com/moby/buildkit/cmd/buildkitd/config"
+	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
+// withoutLeftovers opens snapshots once nothing runs and nothing is mounted any
+// more of the worker in whose directory they are.
+func withoutLeftovers(cfg config.OCIConfig, open func(string) (snapshots.Snapshotter, error)) func(string) (snapshots.Snapshotter, error) {
+	return func(dir string) (snapshots.Snapshotter, error) {
+		dirOfWorker := filepath.Dir(dir)
+		// BuildKit makes a directory for each container, with a file in it.
+		files, _ := filepath.Glob(filepath.Join(dirOfWorker, "executor", "*", "config.json"))
+		for _, file := range files {
+			endLeftover(cfg, filepath.Base(filepath.Dir(file)))
+		}
+		if err := unmountLeftovers(dirOfWorker); err != nil {
+			return nil, err
+		}
+		for _, file := range files {
+			// Nothing is mounted there any more if it is empty.
+			if os.Remove(filepath.Join(filepath.Dir(file), "rootfs")) == nil {
+				_ = os.RemoveAll(filepath.Dir(file))
+			}
+		}
+		return open(dir)
+	}
+}
+
+// endLeftover ends a container that a killed daemon may have left running. It
+// would go on writing to snapshots that are used again. One that cannot be ended
+// is no reason not to start.
+func endLeftover(cfg config.OCIConfig, container string) {
+	name, err := runtime(cfg)
+	if err != nil {
+		return // the worker will say so
+	}
+	if out, err := exec.Command(name, "delete", "--force", container).CombinedOutput(); err != nil {
+		bklog.L.WithError(err).Warnf("container %s, which an earlier run left, may still run: %s", container, out)
+	}
+}
+
+// deleteOrphans deletes the leases of snapshots that no record of BuildKit's cache
+// tells of, so that the next garbage collection takes them. A daemon leaves some
+// when it is killed: the cache leases a snapshot before it records it, and looks
+// at its records only when it starts.
+func deleteOrphans(ctx context.Context, manager leases.Manager, records *metadata.Store) error {
+	all, err := manager.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, lease := range all {
+		// The cache's leases bear the name of the record, and what they are for
+		// behind it, and are flat; nobody else's are.
+		record, _, _ := strings.Cut(lease.ID, "-")
+		_, flat := lease.Labels["containerd.io/gc.flat"]
+		if _, ok := records.Get(record); ok || !flat {
+			continue
+		}
+		if err := manager.Delete(ctx, lease); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // unmountLeftovers takes away what a killed daemon left mounted of the worker in
 // a directory: root filesystems of containers, and those that BuildKit mounts
-// for itself among the temporary files. They hold lazy layers that answer no
-// more.
+// for itself among the temporary files. Lazy layers below them answer no more,
+// and other snapshots could never be removed.
 func unmountLeftovers(dir string) error {
 	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
 		return !isLeftover(m, dir), false

@@ -5,8 +5,13 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/leases"
+	ctdmetadata "github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/moby/buildkit/cache/metadata"
 	"github.com/moby/sys/mountinfo"
 	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 )
 
@@ -40,4 +45,33 @@ func TestLeftovers(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, left, mounted, dir)
 	}
+}
+
+func TestOrphans(t *testing.T) {
+	ctx := namespaces.WithNamespace(t.Context(), "buildkit")
+	records, err := metadata.NewStore(filepath.Join(t.TempDir(), "records"))
+	require.NoError(t, err)
+	defer records.Close()
+	known, _ := records.Get("known")
+	require.NoError(t, known.Update(func(b *bolt.Bucket) error { return known.SetValue(b, "key", nil) }))
+	db, err := bolt.Open(filepath.Join(t.TempDir(), "db"), 0o600, nil)
+	require.NoError(t, err)
+	defer db.Close()
+	manager := ctdmetadata.NewLeaseManager(ctdmetadata.NewDB(db, nil, nil))
+	flat := leases.WithLabels(map[string]string{"containerd.io/gc.flat": "now"})
+	for id, opts := range map[string][]leases.Opt{
+		"known": {flat}, "known-variants": {flat}, "orphan": {flat}, "orphan-view": {flat}, "others": nil,
+	} {
+		_, err := manager.Create(ctx, append(opts, leases.WithID(id))...)
+		require.NoError(t, err)
+	}
+
+	require.NoError(t, deleteOrphans(ctx, manager, records))
+	left, err := manager.List(ctx)
+	require.NoError(t, err)
+	var ids []string
+	for _, lease := range left {
+		ids = append(ids, lease.ID)
+	}
+	require.ElementsMatch(t, []string{"known", "known-variants", "others"}, ids)
 }

@@ -30,6 +30,7 @@ func NewOCI(ctx context.Context, cfg config.OCIConfig, host Host, opt Options) (
 	if err != nil {
 		return nil, err
 	}
+	snapshots.New = withoutLeftovers(cfg, snapshots.New)
 	wopt, err := runc.NewWorkerOpt(
 		host.Root, snapshots, cfg.Rootless, mode, cfg.Labels, idmap,
 		networks(host.Root, cfg.NetworkConfig, cfg.Rootless), dns(host.DNS),
@@ -42,6 +43,9 @@ func NewOCI(ctx context.Context, cfg config.OCIConfig, host Host, opt Options) (
 	if err := common(&wopt, host, cfg.GCConfig, cfg.Platforms); err != nil {
 		return nil, fmt.Errorf("worker.oci: %w", err)
 	}
+	if err := deleteOrphans(ctx, wopt.LeaseManager, wopt.MetadataStore); err != nil {
+		return nil, fmt.Errorf("snapshots that an earlier run left: %w", err)
+	}
 	if stargz != nil {
 		opt.layers, opt.host = stargz.layers, host
 	}
@@ -53,16 +57,22 @@ func NewOCI(ctx context.Context, cfg config.OCIConfig, host Host, opt Options) (
 // The configured runtime counts like the two that BuildKit looks for itself:
 // with crun alone on the machine, "auto" means yes.
 func OCIAvailable(cfg config.OCIConfig) error {
+	_, err := runtime(cfg)
+	return err
+}
+
+// runtime finds the program that runs containers.
+func runtime(cfg config.OCIConfig) (string, error) {
 	candidates := []string{"buildkit-runc", "runc"}
 	if cfg.Binary != "" {
 		candidates = []string{cfg.Binary}
 	}
 	for _, name := range candidates {
-		if _, err := exec.LookPath(name); err == nil {
-			return nil
+		if path, err := exec.LookPath(name); err == nil {
+			return path, nil
 		}
 	}
-	return fmt.Errorf("no %s found in PATH", strings.Join(candidates, " or "))
+	return "", fmt.Errorf("no %s found in PATH", strings.Join(candidates, " or "))
 }
 
 func processMode(cfg config.OCIConfig) (oci.ProcessMode, error) {

@@ -37,9 +37,6 @@ func newStargz(section map[string]any, host Host) (*stargz, error) {
 
 // open opens the snapshots in a directory of the worker's.
 func (s *stargz) open(dir string) (snapshots.Snapshotter, error) {
-	if err := unmountLeftovers(filepath.Dir(dir)); err != nil {
-		return nil, err
-	}
 	layers, err := lazy.New(dir, lazy.Options{Hosts: s.hosts, UserXattr: userXattr(dir), Config: s.config})
 	if err != nil {
 		return nil, err
