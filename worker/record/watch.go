@@ -156,8 +156,16 @@ func (w *watch) collect() (err error) {
 		if err := w.drain(); err != nil || last {
 			return err
 		}
+		if _, err := unix.Poll(waits[:1], int(pause.Milliseconds())); err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
 	}
 }
+
+// pause is how long events gather before they are looked at. To be woken for each
+// of them takes longer than the rest of the work, and it is time of the processor
+// that the process could have.
+const pause = 2 * time.Millisecond
 
 // drain takes what there is. The samples go between the batches of events:
 // their rings are small.

@@ -36,11 +36,11 @@ type result struct {
 }
 
 // exportImages are what is exported: a usual image, and layers of one kind.
-var exportImages = []struct{ target, dockerfile, what string }{
-	{"demo", "Dockerfile", "the demo image, Debian with Python and pandas"},
-	{"small", "bench/small.Dockerfile", "60,000 small files of text"},
-	{"binaries", "bench/binaries.Dockerfile", "three large files of machine code"},
-	{"random", "bench/random.Dockerfile", "300 MB that cannot be compressed"},
+var exportImages = []struct{ target, what string }{
+	{"demo", "The demo image, Debian with Python and pandas"},
+	{"small", "60,000 small files of text"},
+	{"binaries", "Three large files of machine code"},
+	{"random", "300 MB that cannot be compressed"},
 }
 
 // export builds each image once, with the stock daemon, and does not export it.
@@ -48,16 +48,15 @@ var exportImages = []struct{ target, dockerfile, what string }{
 // have the very same snapshots to make layers of, and none has made one before.
 // The Debian base is a stage of the build, not an image from a registry: as such
 // it would come compressed already.
-func export(ctx context.Context, c *config) error {
+func export(ctx context.Context, c *config) (sections []section, err error) {
 	for _, image := range exportImages {
 		contenders, err := exportImage(ctx, c, image.target)
 		if err != nil {
-			return fmt.Errorf("%s: %w", image.target, err)
+			return nil, fmt.Errorf("%s: %w", image.target, err)
 		}
-		fmt.Printf("### %s\n\n%s\n", image.what, table(contenders, contenders[1]))
+		sections = append(sections, exportSection(image.what, contenders, contenders[1]))
 	}
-	fmt.Printf("Medians of %d runs; %s.\n", c.runs, machine())
-	return nil
+	return sections, nil
 }
 
 func exportImage(ctx context.Context, c *config, target string) ([]*contender, error) {
@@ -90,63 +89,13 @@ func exportImage(ctx context.Context, c *config, target string) ([]*contender, e
 }
 
 func prepare(ctx context.Context, c *config, root, target string) (err error) {
-	if err := writeBakeFile(c); err != nil {
-		return err
-	}
-	d, err := startDaemon(ctx, c, c.tool("buildkitd"), root)
+	d, err := startBuilder(ctx, c, "buildkitd", root)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.stop()) }()
-	if err := d.createBuilder(ctx); err != nil {
-		return err
-	}
-	_, err = d.bake(ctx, target, "type=cacheonly")
+	_, err = d.build(ctx, target, "type=cacheonly")
 	return err
-}
-
-// createBuilder makes the builder that d.command's buildx drives.
-func (d *daemon) createBuilder(ctx context.Context) error {
-	create := d.command(ctx, "buildx", "create", "--name", "bench", "--driver", "remote", d.addr)
-	if out, err := create.CombinedOutput(); err != nil {
-		return fmt.Errorf("buildx create: %w\n%s", err, out)
-	}
-	return nil
-}
-
-func (d *daemon) command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, d.c.tool(name), args...)
-	cmd.Env = append(os.Environ(), "BUILDX_CONFIG="+filepath.Join(d.c.work, "buildx"), "BUILDX_BUILDER=bench",
-		"BUILDX_NO_DEFAULT_ATTESTATIONS=1", "BUILDX_BAKE_ENTITLEMENTS_FS=0")
-	return cmd
-}
-
-// A bakeTarget is a target of a bake file.
-type bakeTarget struct {
-	Context    string            `json:"context"`
-	Dockerfile string            `json:"dockerfile"`
-	Contexts   map[string]string `json:"contexts,omitempty"`
-	Args       map[string]string `json:"args,omitempty"`
-}
-
-// writeBakeFile says how the images are built upon a stage instead of an image.
-func writeBakeFile(c *config) error {
-	image, err := filepath.Abs(filepath.Join(c.repo, "hack", "image"))
-	if err != nil {
-		return err
-	}
-	targets := map[string]bakeTarget{"base": {Context: c.base, Dockerfile: filepath.Join(image, "base.Dockerfile")}}
-	for _, i := range exportImages {
-		targets[i.target] = bakeTarget{
-			Context: image, Dockerfile: filepath.Join(image, i.dockerfile),
-			Contexts: map[string]string{"base": "target:base"}, Args: map[string]string{"BASE": "base"},
-		}
-	}
-	file, err := json.Marshal(map[string]any{"target": targets})
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(c.work, "bake.json"), file, 0o600)
 }
 
 // measure measures one export, or in its stead pgzip over the tars that the
@@ -174,7 +123,7 @@ func measure(ctx context.Context, c *config, prepared, tars, target string, who 
 	if err := d.forgetPeak(); err != nil {
 		return r, err
 	}
-	image, err := d.bake(ctx, target, "type=image,name=bench,push=false,oci-mediatypes=true,force-compression=true,compression="+who.compression)
+	image, err := d.export(ctx, target, "force-compression=true,compression="+who.compression)
 	if err != nil {
 		return r, err
 	}
@@ -187,7 +136,7 @@ func measure(ctx context.Context, c *config, prepared, tars, target string, who 
 	}
 	r.wall, r.cpu = image.export, after-before
 	blobs := filepath.Join(root, "runc-overlayfs", "content", "blobs")
-	if who.compression == "gzip" {
+	if who.compression == "gzip" && tars != "" {
 		if err := unpackTars(blobs, image.digest, tars); err != nil {
 			return r, err
 		}
@@ -240,21 +189,15 @@ type exported struct {
 	export time.Duration
 }
 
-// bake builds an image, or takes it from the root when it has been built there,
-// and sends it to the output.
-func (d *daemon) bake(ctx context.Context, target, output string) (exported, error) {
+// export builds an image, or takes it from the root when it has been built there,
+// and makes it one of the daemon's.
+func (d *daemon) export(ctx context.Context, target, attributes string, args ...string) (exported, error) {
 	metadata := filepath.Join(d.c.work, "metadata.json")
-	cmd := d.command(ctx, "buildx", "bake", "--file", filepath.Join(d.c.work, "bake.json"), "--progress=rawjson",
-		"--metadata-file", metadata, "--set", target+".output="+output, target)
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
-		return exported{}, fmt.Errorf("buildx bake: %w\n%s", err, stderr.String())
+	progress, err := d.build(ctx, target, "type=image,name=bench,push=false,oci-mediatypes=true,"+attributes, append(args, "--metadata-file", metadata)...)
+	if err != nil {
+		return exported{}, err
 	}
-	if strings.HasPrefix(output, "type=cacheonly") {
-		return exported{}, nil
-	}
-	took, err := exportTime(stderr.String())
+	took, err := exportTime(progress)
 	if err != nil {
 		return exported{}, err
 	}

@@ -7,6 +7,7 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
@@ -55,33 +56,33 @@ const (
 )
 
 // lazy measures builds upon an image that is not here yet, and upon one that is.
-func lazy(ctx context.Context, c *config) (err error) {
+func lazy(ctx context.Context, c *config) (sections []section, err error) {
 	r, err := startRegistry(ctx, c)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, r.stop()) }()
 	if err := pushLazyImages(ctx, c, r); err != nil {
-		return err
+		return nil, err
 	}
-	for _, link := range lazyLinks {
-		if err := coldBuilds(ctx, c, r, link); err != nil {
-			return err
+	parts := []func(context.Context, *config, *registry) (section, error){warmBuilds, rebuiltBase, mounting}
+	for _, link := range slices.Backward(lazyLinks) {
+		parts = slices.Insert(parts, 0, func(ctx context.Context, c *config, r *registry) (section, error) { return coldBuilds(ctx, c, r, link) })
+	}
+	for _, part := range parts {
+		s, err := part(ctx, c, r)
+		if err != nil {
+			return nil, err
 		}
+		sections = append(sections, s)
 	}
-	if err := warmBuilds(ctx, c, r); err != nil {
-		return err
-	}
-	if err := rebuiltBase(ctx, c, r); err != nil {
-		return err
-	}
-	return mounting(ctx, c)
+	return sections, nil
 }
 
-func coldBuilds(ctx context.Context, c *config, r *registry, link shaped.Link) (err error) {
+func coldBuilds(ctx context.Context, c *config, r *registry, link shaped.Link) (s section, err error) {
 	line, err := shaped.New(r.address, link)
 	if err != nil {
-		return err
+		return s, err
 	}
 	defer func() { err = errors.Join(err, line.Close()) }()
 	jobs := []*job{
@@ -97,15 +98,13 @@ func coldBuilds(ctx context.Context, c *config, r *registry, link shaped.Link) (
 		for _, j := range jobs {
 			p, err := j.cold(ctx, c, line)
 			if err != nil {
-				return fmt.Errorf("%s, %s: %w", j.who.name, j.tag, err)
+				return s, fmt.Errorf("%s, %s: %w", j.who.name, j.tag, err)
 			}
 			log.Printf("run %d of %d, %s, %s, %.12s: %.1fs, %.1f MB, %d requests", run+1, c.runs, j.who.name, j.tag, j.commands, p.wall.Seconds(), float64(p.bytes)/1e6, p.requests)
 			j.runs = append(j.runs, p)
 		}
 	}
-	fmt.Print(coldTable(jobs))
-	fmt.Printf("\nMedians of %d runs behind %s and %d Mbit/s; %s.\n\n", c.runs, link.Delay, link.BytesPerSecond*8/1e6, machine())
-	return nil
+	return coldSection(link, jobs), nil
 }
 
 // cold builds with a daemon that has nothing yet.

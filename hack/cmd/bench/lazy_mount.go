@@ -13,16 +13,16 @@ import (
 // mounting measures what it takes to mount layers of many files, once the bytes
 // of the TOC are here, and their memory when all files were looked at. It runs
 // the Go benchmark beside the code, each time in a process of its own.
-func mounting(ctx context.Context, c *config) error {
+func mounting(ctx context.Context, c *config, _ *registry) (s section, err error) {
 	runs := map[int][]mountRun{}
 	for range c.runs {
 		out, err := exec.CommandContext(ctx, c.tool("lazyfs.test"), "-test.run=^$", "-test.bench=^BenchmarkMount$", "-test.benchtime=3x").CombinedOutput()
 		if err != nil {
-			return fmt.Errorf("BenchmarkMount: %w\n%s", err, out)
+			return s, fmt.Errorf("BenchmarkMount: %w\n%s", err, out)
 		}
 		found := mountFigures.FindAllSubmatch(out, -1)
 		if found == nil {
-			return fmt.Errorf("BenchmarkMount has no figures\n%s", out)
+			return s, fmt.Errorf("BenchmarkMount has no figures\n%s", out)
 		}
 		for _, m := range found {
 			files, _ := strconv.Atoi(string(m[1]))
@@ -31,14 +31,14 @@ func mounting(ctx context.Context, c *config) error {
 			runs[files] = append(runs[files], mountRun{nanoseconds / 1e6, mb})
 		}
 	}
-	fmt.Print("| a layer is mounted | milliseconds | MB of memory | MB for 100,000 files |\n|---|---:|---:|---:|\n")
+	s.Title = "A layer is mounted, once the bytes of its TOC are here"
+	s.Table.Columns = []string{"files", "milliseconds", "MB of memory", "MB for 100,000 files"}
 	for _, files := range slices.Sorted(maps.Keys(runs)) {
 		took := median(runs[files], func(r mountRun) float64 { return r.milliseconds })
 		memory := median(runs[files], func(r mountRun) float64 { return r.mb })
-		fmt.Printf("| %d files | %.0f | %.1f | %.1f |\n", files, took, memory, memory*100_000/float64(files))
+		s.Table.add(fmt.Sprint(files), fmt.Sprintf("%.0f", took), fmt.Sprintf("%.1f", memory), fmt.Sprintf("%.1f", memory*100_000/float64(files)))
 	}
-	fmt.Println()
-	return nil
+	return s, nil
 }
 
 // A mountRun is a line that the benchmark prints.

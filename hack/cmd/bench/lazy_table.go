@@ -4,21 +4,28 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/integration/shaped"
 )
 
-// coldTable compares each build with those upon the same image, or the same
+// coldSection compares each build with those upon the same image, or the same
 // work, before it.
-func coldTable(jobs []*job) string {
-	var b strings.Builder
-	b.WriteString("| cold build | image | step | seconds | MB | requests | of overlayfs | of stock stargz |\n")
-	b.WriteString("|---|---|---|---:|---:|---:|---:|---:|\n")
+func coldSection(link shaped.Link, jobs []*job) section {
+	s := section{
+		Title: fmt.Sprintf("Cold builds behind %s and %d Mbit/s", link.Delay, link.BytesPerSecond*8/1e6),
+		Table: table{Columns: []string{"cold build", "image", "step", "seconds", "MB", "requests", "of overlayfs", "of stock stargz"}},
+		Bars:  &bars{Unit: "s"},
+	}
 	for _, j := range jobs {
-		fmt.Fprintf(&b, "| %s | %s | `%s` | %.2f | %.1f | %d | %s | %s |\n", j.who.name, j.tag, j.commands, j.wall().Seconds(),
-			float64(median(j.runs, func(p pulled) int64 { return p.bytes }))/1e6, median(j.runs, func(p pulled) int { return p.requests }),
+		s.Table.add(j.who.name, j.tag, "`"+j.commands+"`", fmt.Sprintf("%.2f", j.wall().Seconds()),
+			fmt.Sprintf("%.1f", megabytes(median(j.runs, func(p pulled) int64 { return p.bytes }))),
+			fmt.Sprint(median(j.runs, func(p pulled) int { return p.requests })),
 			j.ratio(jobs, func(o *job) bool { return o.who == eager }),
 			j.ratio(jobs, func(o *job) bool { return o.who == stockLazy && o.tag == j.tag }))
+		name, _, _ := strings.Cut(j.commands, " ")
+		s.Bars.add(j.who.name+", "+j.tag+", "+name, j.wall().Seconds())
 	}
-	return b.String()
+	return s
 }
 
 func (j *job) wall() time.Duration {
@@ -35,15 +42,16 @@ func (j *job) ratio(jobs []*job, other func(*job) bool) string {
 	return "-"
 }
 
-func warmTable(plain, ours times) string {
-	var b strings.Builder
-	b.WriteString("| everything is here | time | overlayfs | buildkitd-esgz stargz | ratio |\n")
-	b.WriteString("|---|---|---:|---:|---:|\n")
+func warmSection(plain, ours times) section {
+	s := section{
+		Title: "Everything is here, and is read",
+		Table: table{Columns: []string{"work", "time", "overlayfs", ourName + " stargz", "ratio"}},
+	}
 	for i, w := range warms {
 		for _, n := range []string{"first", "second"} {
 			p, o := middle(plain[i][n]), middle(ours[i][n])
-			fmt.Fprintf(&b, "| %s | %s | %.0f %s | %.0f %s | %.2f |\n", w.name, n, p, w.unit, o, w.unit, o/p)
+			s.Table.add(w.name, n, fmt.Sprintf("%.0f %s", p, w.unit), fmt.Sprintf("%.0f %s", o, w.unit), fmt.Sprintf("%.2f", o/p))
 		}
 	}
-	return b.String()
+	return s
 }

@@ -46,20 +46,18 @@ type times map[int]map[string][]float64
 
 // warmBuilds has both daemons fetch everything, and then compares what it costs
 // to read it.
-func warmBuilds(ctx context.Context, c *config, r *registry) error {
+func warmBuilds(ctx context.Context, c *config, r *registry) (s section, err error) {
 	plain, ours := times{}, times{}
 	for run := range c.runs {
 		log.Printf("run %d of %d, what is here already", run+1, c.runs)
 		if err := measureWarm(ctx, c, r, eager, "gzip", plain); err != nil {
-			return err
+			return s, err
 		}
 		if err := measureWarm(ctx, c, r, ourLazy, "plain", ours); err != nil {
-			return err
+			return s, err
 		}
 	}
-	fmt.Print(warmTable(plain, ours))
-	fmt.Printf("\nMedians of %d runs; %s.\n\n", c.runs, machine())
-	return nil
+	return warmSection(plain, ours), nil
 }
 
 func measureWarm(ctx context.Context, c *config, r *registry, who puller, tag string, into times) (err error) {

@@ -1,6 +1,6 @@
-// Command bench measures our daemon and the stock one side by side, in one run
-// on one machine, and prints Markdown tables. hack/bench builds what it needs
-// and starts it.
+// Command bench measures our daemon and others' work side by side, in one run on
+// one machine. It prints what it found, and adds it to a page with plots.
+// hack/bench builds what it needs and starts it.
 package main
 
 import (
@@ -13,7 +13,10 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"syscall"
+	"time"
 )
 
 // config says where everything is.
@@ -27,12 +30,23 @@ type config struct {
 
 func (c *config) tool(name string) string { return filepath.Join(c.bin, name) }
 
+// ourName begins the names of our contenders.
+const ourName = "buildkitd-esgz"
+
 // benchmarks are what can be measured.
-var benchmarks = map[string]func(context.Context, *config) error{
-	"export":  export,
-	"lazy":    lazy,
-	"profile": profile,
-	"record":  recordSteps,
+var benchmarks = []benchmark{
+	{"export", "Writing layers", export},
+	{"whole", "From a built image to one that starts lazily", whole},
+	{"levels", "Compression levels", levels},
+	{"size", "Large layers", size},
+	{"profile", "Profiled images under stock containerd and stargz-snapshotter", profile},
+	{"record", "Steps while their reads are recorded", recordSteps},
+	{"lazy", "Building upon images that are not here", lazy},
+}
+
+type benchmark struct {
+	name, title string
+	measure     func(context.Context, *config) ([]section, error)
 }
 
 func main() {
@@ -41,9 +55,9 @@ func main() {
 	repo := flag.String("repo", ".", "the repository")
 	runs := flag.Int("runs", 3, "how often everything is measured")
 	flag.Parse()
-	measure := benchmarks[flag.Arg(0)]
-	if flag.NArg() != 1 || measure == nil || *runs < 1 {
-		log.Fatal("usage: bench [flags] export|lazy|profile|record")
+	at := slices.IndexFunc(benchmarks, func(b benchmark) bool { return b.name == flag.Arg(0) })
+	if flag.NArg() != 1 || at < 0 || *runs < 1 {
+		log.Fatal("usage: bench [flags] " + names())
 	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -53,19 +67,42 @@ func main() {
 		log.Fatal(err)
 	}
 	c := &config{bin: filepath.Join(*cache, "bin"), base: filepath.Join(*cache, "base"), repo: *repo, work: work, runs: *runs}
-	if err := errors.Join(measure(ctx, c), os.RemoveAll(work)); err != nil {
+	page, err := benchmarks[at].run(ctx, c, filepath.Join(*cache, "bench"))
+	if err := errors.Join(err, os.RemoveAll(work)); err != nil {
 		log.Fatal(err)
 	}
+	log.Printf("the page with plots: %s", page)
+}
+
+func names() string {
+	var all []string
+	for _, b := range benchmarks {
+		all = append(all, b.name)
+	}
+	return strings.Join(all, "|")
+}
+
+// run measures, and returns the page that shows it.
+func (b *benchmark) run(ctx context.Context, c *config, dir string) (page string, err error) {
+	r := &report{
+		Name: b.name, Title: b.title, Command: fmt.Sprintf("hack/bench -runs %d %s", c.runs, b.name),
+		Revision: revision(), Machine: machine(), Date: time.Now(),
+	}
+	if r.Sections, err = b.measure(ctx, c); err != nil {
+		return "", err
+	}
+	fmt.Print(r.markdown())
+	return r.keep(dir)
 }
 
 // machine says what the numbers were measured on.
 func machine() string {
 	var name syscall.Utsname
 	_ = syscall.Uname(&name)
-	return fmt.Sprintf("%d cores, Linux %s, %s", runtime.NumCPU(), text(name.Release[:]), runtime.Version())
+	return fmt.Sprintf("%d cores, Linux %s, %s", runtime.NumCPU(), zeroEnded(name.Release[:]), runtime.Version())
 }
 
-func text(chars []int8) string {
+func zeroEnded(chars []int8) string {
 	var s []byte
 	for _, c := range chars {
 		if c == 0 {

@@ -49,30 +49,26 @@ const plain = "gzip"
 // profile builds each image once, and exports it twice: as our daemon does it
 // by default, and as gzip, which the optimizer then converts. So both sides
 // have the same files. They are compared, and started cold in turns.
-func profile(ctx context.Context, c *config) (err error) {
+func profile(ctx context.Context, c *config) (sections []section, err error) {
 	r, err := startRegistry(ctx, c)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, r.stop()) }()
 	all := subjects()
 	if err := buildSubjects(ctx, c, r, all); err != nil {
-		return err
+		return nil, err
 	}
 	for _, s := range all {
 		log.Printf("optimizing %s", s.name)
 		if err := s.optimize(ctx, c, r); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
+			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
-	fmt.Print(filesTable(all), "\n")
 	if err := startSubjects(ctx, c, r, all); err != nil {
-		return err
+		return nil, err
 	}
-	fmt.Print(startsTable(all))
-	fmt.Printf("\nMedians of %d runs behind %s and %d Mbit/s; %s.\n",
-		c.runs, nodeLink.Delay, nodeLink.BytesPerSecond*8/1e6, machine())
-	return nil
+	return []section{filesSection(all), startsSection(all)}, nil
 }
 
 // optimize makes the other side's image, and reads both back.

@@ -9,53 +9,56 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// filesTable compares what both sides put first, and lists what differs.
-func filesTable(all []*subject) string {
-	var b, notes strings.Builder
-	b.WriteString("| image | recorded by optimize | not in ours | only in ours | files first, theirs | ours | MB first, theirs | ours | ratio | MB uncompressed, theirs | ours | ratio |\n")
-	b.WriteString("|---|" + strings.Repeat("---:|", 11) + "\n")
+// filesSection compares what both sides put first, and lists what differs.
+func filesSection(all []*subject) section {
+	sec := section{
+		Title: "What is put first, by `ctr-remote image optimize` and by our build",
+		Table: table{Columns: []string{"image", "recorded by optimize", "not in ours", "only in ours", "files first, theirs", "ours", "MB first, theirs", "ours", "ratio", "MB uncompressed, theirs", "ours", "ratio"}},
+	}
 	for _, s := range all {
 		missing, extra := s.missing(), s.extra()
 		theirs, theirsRead := s.theirs.prioritized()
 		ours, oursRead := s.ours.prioritized()
-		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d | %.2f | %.2f | %.3f | %.2f | %.2f | %.3f |\n", s.name, len(s.recorded), len(missing), len(extra),
-			s.theirs.files(), s.ours.files(), megabytes(theirs), megabytes(ours), ratio(ours, theirs),
-			megabytes(theirsRead), megabytes(oursRead), ratio(oursRead, theirsRead))
-		list(&notes, s.name+", not in ours", missing)
-		list(&notes, s.name+", only in ours", extra)
+		sec.Table.add(s.name, fmt.Sprint(len(s.recorded)), fmt.Sprint(len(missing)), fmt.Sprint(len(extra)),
+			fmt.Sprint(s.theirs.files()), fmt.Sprint(s.ours.files()),
+			fmt.Sprintf("%.2f", megabytes(theirs)), fmt.Sprintf("%.2f", megabytes(ours)), fmt.Sprintf("%.3f", ratio(ours, theirs)),
+			fmt.Sprintf("%.2f", megabytes(theirsRead)), fmt.Sprintf("%.2f", megabytes(oursRead)), fmt.Sprintf("%.3f", ratio(oursRead, theirsRead)))
+		sec.Notes = append(sec.Notes, list(s.name+", not in ours", missing)...)
+		sec.Notes = append(sec.Notes, list(s.name+", only in ours", extra)...)
 	}
-	return b.String() + notes.String()
+	return sec
 }
 
 // list shows as many files as explain a difference.
-func list(b *strings.Builder, title string, files []string) {
+func list(title string, files []string) []string {
 	const most = 40
+	if len(files) == 0 {
+		return nil
+	}
 	slices.Sort(files)
-	if len(files) > 0 {
-		fmt.Fprintf(b, "\n%s:\n", title)
+	more := ""
+	if len(files) > most {
+		more = fmt.Sprintf(", and %d more", len(files)-most)
 	}
-	for i, f := range files {
-		if i == most {
-			fmt.Fprintf(b, "- and %d more\n", len(files)-most)
-			return
-		}
-		fmt.Fprintf(b, "- %s\n", f)
-	}
+	return []string{title + ": " + strings.Join(files[:min(len(files), most)], "; ") + more}
 }
 
-// startsTable compares the medians of the cold starts.
-func startsTable(all []*subject) string {
-	var b strings.Builder
-	b.WriteString("| image | s until ready, theirs | ours | ratio | MB fetched, theirs | ours | ratio | requests, theirs | ours | prefetch requests a layer, theirs | ours |\n")
-	b.WriteString("|---|" + strings.Repeat("---:|", 10) + "\n")
+// startsSection compares the medians of the cold starts.
+func startsSection(all []*subject) section {
+	sec := section{
+		Title: fmt.Sprintf("Cold starts behind %s and %d Mbit/s", nodeLink.Delay, nodeLink.BytesPerSecond*8/1e6),
+		Table: table{Columns: []string{"image", "s until ready, theirs", "ours", "ratio", "MB fetched, theirs", "ours", "ratio", "requests, theirs", "ours", "prefetch requests a layer, theirs", "ours"}},
+		Bars:  &bars{Unit: "s"},
+	}
 	for _, s := range all {
 		t, o := &s.theirs, &s.ours
-		fmt.Fprintf(&b, "| %s | %.2f | %.2f | %.2f | %.1f | %.1f | %.2f | %d | %d | %d | %d |\n", s.name,
-			t.took().Seconds(), o.took().Seconds(), ratio(o.took(), t.took()),
-			megabytes(t.bytes()), megabytes(o.bytes()), ratio(o.bytes(), t.bytes()),
-			t.requests(), o.requests(), t.prefetches(), o.prefetches())
+		sec.Table.add(s.name, fmt.Sprintf("%.2f", t.took().Seconds()), fmt.Sprintf("%.2f", o.took().Seconds()), fmt.Sprintf("%.2f", ratio(o.took(), t.took())),
+			fmt.Sprintf("%.1f", megabytes(t.bytes())), fmt.Sprintf("%.1f", megabytes(o.bytes())), fmt.Sprintf("%.2f", ratio(o.bytes(), t.bytes())),
+			fmt.Sprint(t.requests()), fmt.Sprint(o.requests()), fmt.Sprint(t.prefetches()), fmt.Sprint(o.prefetches()))
+		sec.Bars.add(s.name+", optimized", t.took().Seconds())
+		sec.Bars.add(ourName+", "+s.name, o.took().Seconds())
 	}
-	return b.String()
+	return sec
 }
 
 func megabytes(n int64) float64 { return float64(n) / 1e6 }

@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log"
-	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,32 +18,26 @@ import (
 // A step is a RUN step of the Dockerfile, with what it took each time.
 type step struct {
 	name            string
-	begins          string // its command
+	begins          string // its name
 	plain, recorded []time.Duration
 }
 
 // recordSteps builds the same steps in turns, with their reads recorded and without,
 // with one daemon. Only the steps measured run again; what comes before them is
 // there from a first round that does not count.
-func recordSteps(ctx context.Context, c *config) (err error) {
+func recordSteps(ctx context.Context, c *config) (sections []section, err error) {
 	steps := []*step{
-		{name: "`apt-get install` of some 50 packages", begins: ": apt-get"},
-		{name: "`make -j2` of 300 C files", begins: ": make"},
+		{name: "`apt-get install` of some 50 packages", begins: "] RUN : apt-get"},
+		{name: "`make -j2` of 300 C files", begins: "] RUN : make"},
 	}
-	if err := writeRecordTargets(c); err != nil {
-		return err
-	}
-	d, err := startDaemon(ctx, c, c.tool("buildkitd-esgz"), filepath.Join(c.work, "root"))
+	d, err := startBuilder(ctx, c, "buildkitd-esgz", filepath.Join(c.work, "root"))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, d.stop()) }()
-	if err := d.createBuilder(ctx); err != nil {
-		return err
-	}
 	for round := range c.runs + 1 {
 		if err := d.recordRound(ctx, round, steps); err != nil {
-			return err
+			return nil, err
 		}
 		if round == 0 {
 			for _, s := range steps {
@@ -51,9 +45,7 @@ func recordSteps(ctx context.Context, c *config) (err error) {
 			}
 		}
 	}
-	fmt.Print(recordTable(steps))
-	fmt.Printf("\nMedians of %d runs; %s.\n", c.runs, machine())
-	return nil
+	return []section{recordSection(steps)}, nil
 }
 
 // recordRound builds in both ways. Who comes first changes from round to round.
@@ -87,38 +79,11 @@ func (d *daemon) recordRound(ctx context.Context, round int, steps []*step) erro
 // buildRound returns the progress, as JSON.
 func (d *daemon) buildRound(ctx context.Context, round, workload string) (string, error) {
 	unix.Sync() // what is written later is somebody else's time
-	cmd := d.command(ctx, "buildx", "bake", "--file", recordTargets(d.c), "--progress=rawjson", "record", "--set", "record.args.ROUND="+round,
-		"--set", "record.output=type=image,name=bench,push=false,oci-mediatypes=true,compression=estargz,compression-level=1,estargz-profile="+workload)
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
-		progress := stderr.String()
-		return "", fmt.Errorf("buildx bake: %w\n%s", err, progress[max(0, len(progress)-4096):])
-	}
-	return stderr.String(), nil
+	output := "type=image,name=bench,push=false,oci-mediatypes=true,compression=estargz,compression-level=1,estargz-profile=" + workload
+	return d.build(ctx, "record", output, "--set", "record.args.ROUND="+round)
 }
 
-func recordTargets(c *config) string { return filepath.Join(c.work, "record.json") }
-
-func writeRecordTargets(c *config) error {
-	image, err := filepath.Abs(filepath.Join(c.repo, "hack", "image"))
-	if err != nil {
-		return err
-	}
-	raw, err := json.Marshal(map[string]any{"target": map[string]bakeTarget{
-		"base": {Context: c.base, Dockerfile: filepath.Join(image, "base.Dockerfile")},
-		"record": {
-			Context: image, Dockerfile: filepath.Join(image, "bench", "record.Dockerfile"),
-			Contexts: map[string]string{"base": "target:base"}, Args: map[string]string{"BASE": "base"},
-		},
-	}})
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(recordTargets(c), raw, 0o600)
-}
-
-// stepTime finds in the progress how long a RUN step took by the daemon's clock.
+// stepTime finds in the progress how long a step took by the daemon's clock.
 func stepTime(progress, begins string) (time.Duration, error) {
 	var took time.Duration
 	for dec := json.NewDecoder(strings.NewReader(progress)); dec.More(); {
@@ -127,7 +92,7 @@ func stepTime(progress, begins string) (time.Duration, error) {
 			return 0, fmt.Errorf("progress: %w", err)
 		}
 		for _, v := range status.Vertexes {
-			if strings.Contains(v.Name, "] RUN "+begins) && v.Completed != nil && !v.Cached {
+			if strings.Contains(v.Name, begins) && v.Completed != nil && !v.Cached {
 				took = v.Completed.Sub(*v.Started)
 			}
 		}
@@ -138,14 +103,23 @@ func stepTime(progress, begins string) (time.Duration, error) {
 	return took, nil
 }
 
-func recordTable(steps []*step) string {
-	var b strings.Builder
-	b.WriteString("| RUN step | not recorded | recorded | ratio |\n")
-	b.WriteString("|---|---:|---:|---:|\n")
-	same := func(d time.Duration) time.Duration { return d }
-	for _, s := range steps {
-		plain, recorded := median(s.plain, same), median(s.recorded, same)
-		fmt.Fprintf(&b, "| %s | %.2f s | %.2f s | %.3f |\n", s.name, plain.Seconds(), recorded.Seconds(), ratio(recorded, plain))
+func recordSection(steps []*step) section {
+	s := section{
+		Title: "A step, and the same step recorded",
+		Table: table{Columns: []string{"RUN step", "not recorded", "recorded", "ratio of medians", "median of ratios", "ratios, quartiles"}},
+		Notes: []string{"A ratio is that of two builds one after the other, of which now the one and now the other comes first."},
 	}
-	return b.String()
+	same := func(d time.Duration) time.Duration { return d }
+	for _, st := range steps {
+		plain, recorded := median(st.plain, same), median(st.recorded, same)
+		var ratios []float64
+		for i := range st.plain {
+			ratios = append(ratios, ratio(st.recorded[i], st.plain[i]))
+		}
+		slices.Sort(ratios)
+		s.Table.add(st.name, fmt.Sprintf("%.2f s", plain.Seconds()), fmt.Sprintf("%.2f s", recorded.Seconds()),
+			fmt.Sprintf("%.3f", ratio(recorded, plain)), fmt.Sprintf("%.3f", ratios[len(ratios)/2]),
+			fmt.Sprintf("%.3f to %.3f", ratios[len(ratios)/4], ratios[len(ratios)*3/4]))
+	}
+	return s
 }

@@ -65,7 +65,7 @@ func (s *server) stop() error {
 // A registry is an empty one on loopback.
 type registry struct {
 	*server
-	address string
+	address, dir string
 }
 
 func (r *registry) ref(name, tag string) string { return r.address + "/" + name + ":" + tag }
@@ -80,8 +80,8 @@ func startRegistry(ctx context.Context, c *config) (*registry, error) {
 		return nil, err
 	}
 	cmd := exec.Command(c.tool("docker-registry"), "serve", filepath.Join(c.repo, "hack", "registry.yml"))
-	cmd.Env = append(os.Environ(), "REGISTRY_HTTP_ADDR="+address,
-		"REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY="+filepath.Join(c.work, "registry"))
+	dir := filepath.Join(c.work, "registry")
+	cmd.Env = append(os.Environ(), "REGISTRY_HTTP_ADDR="+address, "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY="+dir)
 	s, err := startServer(ctx, cmd, func() bool {
 		res, err := http.Get("http://" + address + "/v2/")
 		if err != nil {
@@ -90,5 +90,5 @@ func startRegistry(ctx context.Context, c *config) (*registry, error) {
 		res.Body.Close()
 		return res.StatusCode == http.StatusOK
 	})
-	return &registry{s, address}, err
+	return &registry{s, address, dir}, err
 }

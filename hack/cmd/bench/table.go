@@ -4,22 +4,28 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 )
 
-// table compares medians to those of one of the contenders.
-func table(contenders []*contender, reference *contender) string {
-	var b strings.Builder
-	b.WriteString("| export | wall | CPU | peak memory | layers | speed | size |\n")
-	b.WriteString("|---|---:|---:|---:|---:|---:|---:|\n")
-	for _, c := range contenders {
-		fmt.Fprintf(&b, "| %s | %.1f s | %.1f s | %.0f MiB | %.1f MB | %.2f | %.3f |\n", c.name,
-			c.wall().Seconds(), c.cpu().Seconds(), float64(c.memory())/(1<<20), float64(c.layers())/1e6,
-			reference.wall().Seconds()/c.wall().Seconds(), float64(c.layers())/float64(reference.layers()))
+// exportSection compares medians to those of one of the contenders.
+func exportSection(title string, contenders []*contender, reference *contender) section {
+	s := section{
+		Title: title,
+		Table: table{Columns: []string{"export", "wall", "CPU", "peak memory", "layers", "speed", "size"}},
+		Notes: []string{"Speed and size are relative to " + reference.name + "."},
+		Bars:  &bars{Unit: "s"},
 	}
-	fmt.Fprintf(&b, "\nSpeed and size are relative to %s.\n", reference.name)
-	return b.String()
+	for _, c := range contenders {
+		memory := "-"
+		if c.memory() > 0 {
+			memory = fmt.Sprintf("%.0f MiB", float64(c.memory())/(1<<20))
+		}
+		s.Table.add(c.name, fmt.Sprintf("%.1f s", c.wall().Seconds()), fmt.Sprintf("%.1f s", c.cpu().Seconds()), memory,
+			fmt.Sprintf("%.1f MB", float64(c.layers())/1e6),
+			fmt.Sprintf("%.2f", reference.wall().Seconds()/c.wall().Seconds()), fmt.Sprintf("%.3f", float64(c.layers())/float64(reference.layers())))
+		s.Bars.add(c.name, c.wall().Seconds())
+	}
+	return s
 }
 
 func (c *contender) wall() time.Duration {

@@ -32,6 +32,7 @@ type options struct {
 	waitOnLine string
 	recordOut  string
 	level      int
+	noOptimize bool
 }
 
 func main() {
@@ -49,6 +50,7 @@ func main() {
 	flag.StringVar(&o.waitOnLine, "wait-on-line", "", "a line of the container's stdout that contains this ends it")
 	flag.StringVar(&o.recordOut, "record-out", "", "file for the record of accessed files")
 	flag.IntVar(&o.level, "estargz-compression-level", 9, "gzip level")
+	flag.BoolVar(&o.noOptimize, "no-optimize", false, "convert the layers as they are, without running the image")
 	flag.Parse()
 	if flag.NArg() != 2 {
 		fmt.Fprintln(os.Stderr, "usage: optimize [flags] source target")
@@ -77,9 +79,13 @@ func optimize(o options, source, target string) error {
 	if err != nil {
 		return fmt.Errorf("pull %s: %w", source, err)
 	}
-	record, err := im.analyze(ctx, o)
-	if err != nil {
-		return fmt.Errorf("run %s: %w", source, err)
+	var record []byte
+	if !o.noOptimize {
+		begin := time.Now()
+		if record, err = im.analyze(ctx, o); err != nil {
+			return fmt.Errorf("run %s: %w", source, err)
+		}
+		fmt.Printf("%s ran for %s\n", source, time.Since(begin))
 	}
 	if o.recordOut != "" {
 		if err := os.WriteFile(o.recordOut, record, 0o600); err != nil {

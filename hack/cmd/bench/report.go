@@ -1,0 +1,128 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A report is what one benchmark found. It is kept, so that the page shows what
+// all of them found last.
+type report struct {
+	Name     string
+	Command  string // that makes it again
+	Title    string
+	Revision string
+	Machine  string
+	Date     time.Time
+	Sections []section
+}
+
+// A section is a table, with a plot where that shows more.
+type section struct {
+	Title string
+	Table table
+	Notes []string
+	Bars  *bars
+	Curve *curve
+}
+
+// A table is aligned to the right but for its first column.
+type table struct {
+	Columns []string
+	Rows    [][]string
+}
+
+func (t *table) add(cells ...string) { t.Rows = append(t.Rows, cells) }
+
+// markdown is the report for a terminal.
+func (r *report) markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "## %s\n\n", r.Title)
+	for _, s := range r.Sections {
+		fmt.Fprintf(&b, "### %s\n\n%s\n", s.Title, s.Table.markdown())
+		for _, n := range s.Notes {
+			fmt.Fprintf(&b, "%s\n\n", n)
+		}
+	}
+	fmt.Fprintf(&b, "By `%s` at %s; %s.\n", r.Command, r.Revision, r.Machine)
+	return b.String()
+}
+
+func (t *table) markdown() string {
+	var b strings.Builder
+	row := func(cells []string) { fmt.Fprintf(&b, "| %s |\n", strings.Join(cells, " | ")) }
+	row(t.Columns)
+	fmt.Fprintf(&b, "|---|%s\n", strings.Repeat("---:|", len(t.Columns)-1))
+	for _, r := range t.Rows {
+		row(r)
+	}
+	return b.String()
+}
+
+// keep writes the report beside those of other benchmarks, and the page of all
+// of them.
+func (r *report) keep(dir string) (page string, err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	raw, err := json.MarshalIndent(r, "", "\t")
+	if err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(filepath.Join(dir, r.Name+".json"), raw, 0o644); err != nil {
+		return "", err
+	}
+	all, err := readReports(dir)
+	if err != nil {
+		return "", err
+	}
+	page = filepath.Join(dir, "index.html")
+	return page, writePage(page, all)
+}
+
+// readReports returns those that there are, in the order of the benchmarks.
+func readReports(dir string) (all []report, err error) {
+	for _, b := range benchmarks {
+		raw, err := os.ReadFile(filepath.Join(dir, b.name+".json"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		var r report
+		if err := json.Unmarshal(raw, &r); err != nil {
+			return nil, fmt.Errorf("%s.json: %w", b.name, err)
+		}
+		all = append(all, r)
+	}
+	return all, nil
+}
+
+// revision is the commit that this program was built from.
+func revision() string {
+	info, _ := debug.ReadBuildInfo()
+	value := func(key string) string {
+		i := slices.IndexFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == key })
+		if i < 0 {
+			return ""
+		}
+		return info.Settings[i].Value
+	}
+	commit := value("vcs.revision")
+	if commit == "" {
+		return "an unknown commit"
+	}
+	if value("vcs.modified") == "true" {
+		return commit[:12] + " with changes"
+	}
+	return commit[:12]
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// A large is an image of which only the size is of interest.
+type large struct {
+	name, target string
+	gib          int
+	args         []string
+	results      []result
+}
+
+// size exports large layers, to see what grows with them.
+func size(ctx context.Context, c *config) ([]section, error) {
+	images := []*large{
+		{name: "1 layer of 1 GiB", target: "one", gib: 1},
+		{name: "8 layers of 1 GiB", target: "eight", gib: 8},
+		{name: "1 layer of 5 GiB", target: "one", gib: 5, args: []string{"--set", "one.args.GIB=5"}},
+		{name: "1 layer of 20 GiB", target: "one", gib: 20, args: []string{"--set", "one.args.GIB=20"}},
+	}
+	for run := range c.runs {
+		for _, l := range images {
+			r, err := l.export(ctx, c)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", l.name, err)
+			}
+			log.Printf("run %d of %d, %s: %.1fs, %d MiB", run+1, c.runs, l.name, r.wall.Seconds(), r.memory>>20)
+			l.results = append(l.results, r)
+		}
+	}
+	base, err := os.Stat(filepath.Join(c.base, "rootfs.tar"))
+	if err != nil {
+		return nil, err
+	}
+	return []section{sizeSection(images, base.Size())}, nil
+}
+
+// export builds the image, and measures what it takes to export it then.
+func (l *large) export(ctx context.Context, c *config) (r result, err error) {
+	root := filepath.Join(c.work, "root")
+	defer func() { err = errors.Join(err, os.RemoveAll(root)) }()
+	d, err := startBuilder(ctx, c, ourName, root)
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, d.stop()) }()
+	if _, err := d.build(ctx, l.target, "type=cacheonly", l.args...); err != nil {
+		return r, err
+	}
+	if err := dropCaches(); err != nil { // as much as fits for the small, nothing for the large would be no comparison
+		return r, err
+	}
+	if err := d.forgetPeak(); err != nil {
+		return r, err
+	}
+	idle, err := d.peakMemory()
+	if err != nil {
+		return r, err
+	}
+	before, err := d.cpuTime()
+	if err != nil {
+		return r, err
+	}
+	image, err := d.export(ctx, l.target, "compression=estargz,estargz-profile=none", l.args...)
+	if err != nil {
+		return r, err
+	}
+	after, err := d.cpuTime()
+	if err != nil {
+		return r, err
+	}
+	peak, err := d.peakMemory()
+	r.wall, r.cpu, r.memory = image.export, after-before, peak-idle
+	return r, err
+}
+
+// sizeSection counts the base in, which is a layer of every image.
+func sizeSection(images []*large, base int64) section {
+	s := section{
+		Title: "Large layers, exported by " + ourName,
+		Table: table{Columns: []string{"image", "wall", "CPU", "MiB/s", "of the first", "peak memory above idle"}},
+		Notes: []string{"What is read comes from the disk, not from the page cache."},
+		Bars:  &bars{Unit: "MiB/s"},
+	}
+	speed := func(l *large) float64 {
+		wall := median(l.results, func(r result) time.Duration { return r.wall })
+		return float64(int64(l.gib)<<30+base) / (1 << 20) / wall.Seconds()
+	}
+	for _, l := range images {
+		s.Table.add(l.name, fmt.Sprintf("%.1f s", median(l.results, func(r result) time.Duration { return r.wall }).Seconds()),
+			fmt.Sprintf("%.1f s", median(l.results, func(r result) time.Duration { return r.cpu }).Seconds()),
+			fmt.Sprintf("%.0f", speed(l)), fmt.Sprintf("%.2f", speed(l)/speed(images[0])),
+			fmt.Sprintf("%d MiB", median(l.results, func(r result) int64 { return r.memory })>>20))
+		s.Bars.add(l.name, speed(l))
+	}
+	return s
+}
