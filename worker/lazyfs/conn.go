@@ -56,12 +56,15 @@ func (c *conn) start() { c.serving.Go(c.serve) }
 // replaced. One that waits for the disk does not know; but where there is one
 // there are more, and so the next are answered side by side.
 func (c *conn) serve() {
+	v := vigil{layer: c.files.layer}
 	for {
 		r := c.spare.Get().(*request)
+		r.vigil = &v
 		if err := c.raw.Read(r.receive); err != nil || r.err != 0 {
 			c.cut()
 			return
 		}
+		v.received()
 		if r.header().Opcode == opRead && c.slow.Load() > 0 {
 			c.serving.Go(func() { c.answer(r) })
 			continue
@@ -70,6 +73,7 @@ func (c *conn) serve() {
 		if replaced := c.answer(r); replaced {
 			return
 		}
+		v.done()
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,6 +24,8 @@ type fake struct {
 	nodes []fakeNode
 	// before, if set, is called by ReadAt before it reads, and may wait or fail.
 	before func(ctx context.Context, n store.Node, off int64) error
+
+	whole atomic.Bool
 
 	mu      sync.Mutex
 	backing map[store.Node]*os.File // complete large files
@@ -40,6 +43,8 @@ type fakeNode struct {
 }
 
 var _ Layer = (*fake)(nil)
+
+func (f *fake) Complete() bool { return f.whole.Load() }
 
 // A part adds something to a fake.
 type part func(*fake)

@@ -57,6 +57,8 @@ type Layer interface {
 	// does not want to wait asks with a context that is, and may find it present
 	// the next time.
 	ReadAt(ctx context.Context, n store.Node, p []byte, off int64) (int, error)
+	// Complete tells whether all contents are present.
+	Complete() bool
 	// Backing opens the file on disk that holds a large file and nothing else,
 	// if it is complete.
 	Backing(store.Node) (*os.File, bool)

@@ -41,6 +41,7 @@ type request struct {
 	send    func(fd uintptr)
 	size    int        // of the message in bytes
 	err     unix.Errno // of receiving
+	vigil   *vigil     // to be kept while there is no message; may be nil
 
 	// replace, if not nil, has another goroutine receive requests because this
 	// one is going to wait.
@@ -56,6 +57,7 @@ func newRequest() *request {
 }
 
 func (r *request) receiveFrom(fd uintptr) (received bool) {
+	polls := r.vigil != nil && r.vigil.begin()
 	for {
 		// It does not block, so that the runtime need not know of it.
 		size, _, err := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&r.in[0])), uintptr(len(r.in)))
@@ -63,7 +65,10 @@ func (r *request) receiveFrom(fd uintptr) (received bool) {
 		switch err {
 		case unix.EINTR, unix.ENOENT: // ENOENT: who asked gave up
 		case unix.EAGAIN:
-			return false
+			if polls = polls && r.vigil.goOn(); !polls {
+				r.vigil = nil // now it sleeps
+				return false
+			}
 		default:
 			return true
 		}

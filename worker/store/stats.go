@@ -67,6 +67,9 @@ func (l *Layer) mark(c uint32) error {
 	return nil
 }
 
+// Complete tells whether all chunks are here.
+func (l *Layer) Complete() bool { return l.chunks.Load() == int64(l.index.Chunks) }
+
 // Stats returns what there is to tell right now.
 func (l *Layer) Stats() Stats {
 	s := Stats{
