@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moby/buildkit/client"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -218,11 +217,7 @@ func (d *daemon) export(ctx context.Context, target, attributes string, args ...
 func exportTime(progress string) (time.Duration, error) {
 	var took time.Duration
 	cached := map[string]bool{}
-	for dec := json.NewDecoder(strings.NewReader(progress)); dec.More(); {
-		var status client.SolveStatus
-		if err := dec.Decode(&status); err != nil {
-			return 0, fmt.Errorf("progress: %w", err)
-		}
+	for status := range statuses(progress) {
 		for _, v := range status.Vertexes {
 			if strings.Contains(v.Name, "] RUN ") || strings.Contains(v.Name, "] COPY ") {
 				cached[v.Name] = cached[v.Name] || v.Cached

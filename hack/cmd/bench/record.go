@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log"
@@ -11,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moby/buildkit/client"
 	"golang.org/x/sys/unix"
 )
 
@@ -86,11 +84,7 @@ func (d *daemon) buildRound(ctx context.Context, round, workload string) (string
 // stepTime finds in the progress how long a step took by the daemon's clock.
 func stepTime(progress, begins string) (time.Duration, error) {
 	var took time.Duration
-	for dec := json.NewDecoder(strings.NewReader(progress)); dec.More(); {
-		var status client.SolveStatus
-		if err := dec.Decode(&status); err != nil {
-			return 0, fmt.Errorf("progress: %w", err)
-		}
+	for status := range statuses(progress) {
 		for _, v := range status.Vertexes {
 			if strings.Contains(v.Name, begins) && v.Completed != nil && !v.Cached {
 				took = v.Completed.Sub(*v.Started)

@@ -67,8 +67,8 @@ func (t *table) markdown() string {
 	return b.String()
 }
 
-// keep writes the report beside those of other benchmarks, and the page of all
-// of them.
+// keep writes the report and its plots beside those of other benchmarks, and the
+// page of all of them.
 func (r *report) keep(dir string) (page string, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
@@ -80,12 +80,34 @@ func (r *report) keep(dir string) (page string, err error) {
 	if err := os.WriteFile(filepath.Join(dir, r.Name+".json"), raw, 0o644); err != nil {
 		return "", err
 	}
+	if err := r.keepPlots(dir); err != nil {
+		return "", err
+	}
 	all, err := readReports(dir)
 	if err != nil {
 		return "", err
 	}
 	page = filepath.Join(dir, "index.html")
 	return page, writePage(page, all)
+}
+
+// keepPlots writes the plots as files, for documents that show one.
+func (r *report) keepPlots(dir string) error {
+	for i, s := range r.Sections {
+		plot := ""
+		switch {
+		case s.Curve != nil:
+			plot = s.Curve.svg()
+		case s.Bars != nil:
+			plot = s.Bars.svg()
+		default:
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%s-%d.svg", r.Name, i+1)), []byte(plot), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // readReports returns those that there are, in the order of the benchmarks.

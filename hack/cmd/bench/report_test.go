@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -29,6 +30,7 @@ func TestPage(t *testing.T) {
 		page, err := r.keep(dir)
 		require.NoError(t, err)
 		require.FileExists(t, page)
+		require.FileExists(t, filepath.Join(dir, r.Name+"-1.svg"))
 	}
 	raw, err := os.ReadFile(dir + "/index.html")
 	require.NoError(t, err)

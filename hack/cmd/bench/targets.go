@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/moby/buildkit/client"
 )
 
 // A bakeTarget is a target of a bake file.
@@ -85,4 +88,17 @@ func (d *daemon) build(ctx context.Context, target, output string, args ...strin
 		return "", fmt.Errorf("buildx bake %s: %w\n%s", target, err, progress[max(0, len(progress)-4096):])
 	}
 	return stderr.String(), nil
+}
+
+// statuses are those of a progress. Among its lines may be some that buildx
+// prints for people.
+func statuses(progress string) iter.Seq[client.SolveStatus] {
+	return func(yield func(client.SolveStatus) bool) {
+		for line := range strings.Lines(progress) {
+			var status client.SolveStatus
+			if json.Unmarshal([]byte(line), &status) == nil && !yield(status) {
+				return
+			}
+		}
+	}
 }
