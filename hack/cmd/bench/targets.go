@@ -63,6 +63,9 @@ func startBuilder(ctx context.Context, c *config, binary, root string) (*daemon,
 	if err != nil {
 		return nil, err
 	}
+	if err := os.RemoveAll(d.buildxConfig()); err != nil { // that of an earlier builder
+		return nil, errors.Join(err, d.stop())
+	}
 	create := d.command(ctx, "buildx", "create", "--name", "bench", "--driver", "remote", d.addr)
 	if out, err := create.CombinedOutput(); err != nil {
 		return nil, errors.Join(fmt.Errorf("buildx create: %w\n%s", err, out), d.stop())
@@ -72,10 +75,12 @@ func startBuilder(ctx context.Context, c *config, binary, root string) (*daemon,
 
 func (d *daemon) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, d.c.tool(name), args...)
-	cmd.Env = append(os.Environ(), "BUILDX_CONFIG="+filepath.Join(d.c.work, "buildx"), "BUILDX_BUILDER=bench",
+	cmd.Env = append(os.Environ(), "BUILDX_CONFIG="+d.buildxConfig(), "BUILDX_BUILDER=bench",
 		"BUILDX_NO_DEFAULT_ATTESTATIONS=1", "BUILDX_BAKE_ENTITLEMENTS_FS=0")
 	return cmd
 }
+
+func (d *daemon) buildxConfig() string { return filepath.Join(d.c.work, "buildx") }
 
 // build builds a target, sends it to the output, and returns the progress, as
 // JSON.
