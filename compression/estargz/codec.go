@@ -26,7 +26,7 @@ var codecLevels = [...]struct{ small, large int }{
 	{0, 0}, {1, 1}, {2, 2}, {3, 3}, {4, 4}, {5, 5}, {7, 6}, {7, 7}, {8, 8}, {9, 9},
 }
 
-const largeContents = 128 << 10
+const largeContents = 32 << 10
 
 // headsLevel is the codec's level for headers. Better levels gain nothing on
 // them, and clear large tables before each.

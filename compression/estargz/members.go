@@ -9,6 +9,7 @@ import (
 	"hash/crc32"
 	"io"
 	"sort"
+	"sync"
 
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/gzip"
@@ -136,15 +137,22 @@ func (m *oldMember) findCut(p []byte, heads int64) bool {
 			return false
 		}
 		cut := i + len(syncMarker)
-		r := bytes.NewReader(p[cut:])
-		var out bytes.Buffer
-		n, err := io.Copy(&out, io.LimitReader(flate.NewReader(r), heads+1))
-		if err == nil && n == heads && r.Len() == 0 {
-			m.cut, m.heads = cut, out.Bytes()
+		if out, ok := inflateHeads(p[cut:], heads); ok {
+			m.cut, m.heads = cut, out
 			return true
 		}
 		end = i + len(syncMarker) - 1
 	}
+}
+
+// inflateHeads decompresses p, if all of it is a stream of n bytes.
+func inflateHeads(p []byte, n int64) ([]byte, bool) {
+	r := bytes.NewReader(p)
+	z := getInflater(r)
+	defer inflaters.Put(z)
+	var out bytes.Buffer
+	got, err := io.Copy(&out, io.LimitReader(z, n+1))
+	return out.Bytes(), err == nil && got == n && r.Len() == 0
 }
 
 // inflate decompresses all to get at the headers. There may be several gzip
@@ -168,6 +176,18 @@ func (m *oldMember) inflate(p []byte) error {
 	}
 	m.heads, m.sum = heads.Bytes(), sum.Sum32()
 	return nil
+}
+
+// inflaters are decompressors to be used again: one has 40 KiB, and most
+// members are smaller.
+var inflaters = sync.Pool{New: func() any { return flate.NewReader(bytes.NewReader(nil)) }}
+
+func getInflater(r *bytes.Reader) io.Reader {
+	z := inflaters.Get().(io.Reader)
+	if err := z.(flate.Resetter).Reset(r, nil); err != nil {
+		panic(err) // it has nothing to close
+	}
+	return z
 }
 
 // headers is the tar with zeros for contents.

@@ -8,7 +8,6 @@ import (
 	"io"
 	"time"
 
-	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/gzip"
 )
 
@@ -247,11 +246,14 @@ func (old *oldMember) restore(m *member, tar []byte) error {
 }
 
 func (old *oldMember) decompress(to, member []byte) error {
-	var z io.ReadCloser
-	var err error
 	if old.cut > 0 {
-		z = flate.NewReader(bytes.NewReader(member[gzipHeaderSize:old.cut]))
-	} else if z, err = gzip.NewReader(bytes.NewReader(member)); err != nil {
+		z := getInflater(bytes.NewReader(member[gzipHeaderSize:old.cut]))
+		defer inflaters.Put(z)
+		_, err := io.ReadFull(z, to)
+		return err
+	}
+	z, err := gzip.NewReader(bytes.NewReader(member))
+	if err != nil {
 		return err
 	}
 	defer z.Close()
