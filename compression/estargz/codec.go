@@ -16,17 +16,9 @@ const (
 
 	// NoCompression stores.
 	NoCompression = -1
+
+	maxLevel = 9
 )
-
-// codecLevels maps gzip's levels to those of the codec, for contents up to
-// largeContents and for larger ones. At the default level it needs its level 7
-// for zlib's size; on large contents, which take most of the time, its level 6
-// is a third faster and less than 1 % larger.
-var codecLevels = [...]struct{ small, large int }{
-	{0, 0}, {1, 1}, {2, 2}, {3, 3}, {4, 4}, {5, 5}, {7, 6}, {7, 7}, {8, 8}, {9, 9},
-}
-
-const largeContents = 32 << 10
 
 // headsLevel is the codec's level for headers. Better levels gain nothing on
 // them, and clear large tables before each.
@@ -35,14 +27,13 @@ const headsLevel = 5
 // A codec lends compressors of one level. To make one costs more than to
 // compress a small file with it.
 type codec struct {
-	small, large int
-	free         sync.Pool
+	level int
+	free  sync.Pool
 }
 
 // A compressor makes gzip members.
 type compressor struct {
-	small, large *flate.Writer // for contents
-	heads        *flate.Writer
+	contents, heads *flate.Writer
 }
 
 func (p *Pool) codec(level int) (*codec, error) {
@@ -62,16 +53,15 @@ func (c *codec) get() *compressor {
 		return z
 	}
 	return &compressor{
-		small: newWriter(c.small),
-		large: newWriter(c.large),
-		heads: newWriter(min(c.small, headsLevel)),
+		contents: newWriter(c.level),
+		heads:    newWriter(min(c.level, headsLevel)),
 	}
 }
 
 func newWriter(level int) *flate.Writer {
 	w, err := flate.NewWriter(nil, level)
 	if err != nil {
-		panic(err) // the level is one of codecLevels
+		panic(err) // it was checked
 	}
 	return w
 }
@@ -127,15 +117,11 @@ func (z *compressor) streams(out *bytes.Buffer, contents, heads, deflated []byte
 			out.Write(emptyFinalBlock)
 		}
 	case len(contents) > 0:
-		w := z.small
-		if len(contents) > largeContents {
-			w = z.large
-		}
-		end := w.Close
+		end := z.contents.Close
 		if len(heads) > 0 {
-			end = w.Flush
+			end = z.contents.Flush
 		}
-		if err := deflate(w, out, contents, end); err != nil {
+		if err := deflate(z.contents, out, contents, end); err != nil {
 			return err
 		}
 	}

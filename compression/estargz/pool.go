@@ -15,7 +15,7 @@ type Pool struct {
 	memory  *semaphore.Weighted
 	limit   int64 // of memory, in bytes
 	queue   int   // batches one writer may have under way
-	codecs  [len(codecLevels)]codec
+	codecs  [maxLevel + 1]codec
 
 	mu   sync.Mutex
 	free map[int]*sync.Pool // of batches, by their room
@@ -43,8 +43,8 @@ func NewPool(workers int, memory int64) *Pool {
 		queue: 2 * workers,
 		free:  map[int]*sync.Pool{},
 	}
-	for i, level := range codecLevels {
-		p.codecs[i].small, p.codecs[i].large = level.small, level.large
+	for level := range p.codecs {
+		p.codecs[level].level = level
 	}
 	return p
 }
