@@ -3,10 +3,12 @@ package estargz_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"io"
 	"testing"
 
 	stock "github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/klauspost/compress/gzip"
 	"github.com/stretchr/testify/require"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
@@ -83,6 +85,30 @@ func TestReorderRefusesDamage(t *testing.T) {
 		damaged[at] ^= 0x20
 		_, err := estargz.Reorder(context.Background(), io.Discard, open(t, damaged), []string{"etc/passwd"}, estargz.Options{})
 		require.ErrorContains(t, err, "member at")
+	}
+}
+
+// BenchmarkHash is the one pass that another order needs at least: the diffID
+// is another.
+func BenchmarkHash(b *testing.B) {
+	input := benchTar(b)
+	b.SetBytes(int64(len(input)))
+	for b.Loop() {
+		sha256.Sum256(input)
+	}
+}
+
+// BenchmarkInflate is what comes on top on one processor: what is to be hashed
+// has to be decompressed.
+func BenchmarkInflate(b *testing.B) {
+	input := benchTar(b)
+	blob, _ := write(b, input, estargz.Options{})
+	b.SetBytes(int64(len(input)))
+	for b.Loop() {
+		z, err := gzip.NewReader(bytes.NewReader(blob))
+		require.NoError(b, err)
+		_, err = io.Copy(io.Discard, z)
+		require.NoError(b, err)
 	}
 }
 

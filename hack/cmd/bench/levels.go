@@ -14,28 +14,33 @@ import (
 func levels(ctx context.Context, c *config) (sections []section, err error) {
 	prepared := filepath.Join(c.work, "prepared")
 	defer os.RemoveAll(prepared)
-	if err := prepare(ctx, c, prepared, "demo"); err != nil {
+	if err := prepare(ctx, c, prepared, "demo", "type=cacheonly"); err != nil {
 		return nil, err
 	}
-	const compression = "estargz,estargz-profile=none"
-	ours := contender{name: ourName + " estargz", binary: ourName, compression: compression}
+	tars := filepath.Join(c.work, "tars")
+	defer os.RemoveAll(tars)
 	var byLevel []*contender
 	for level := range 9 {
-		for _, who := range []contender{{name: "stock estargz", binary: "buildkitd", compression: "estargz"}, ours} {
+		for _, who := range []contender{stockEstargz, ourEstargz} {
 			who.compression += fmt.Sprintf(",compression-level=%d", level+1)
 			byLevel = append(byLevel, &who)
 		}
 	}
-	byChunk := []*contender{{name: "stock gzip", binary: "buildkitd", compression: "gzip"}, &ours}
+	ours := ourEstargz
+	byChunk := []*contender{
+		{name: "stock gzip", binary: "buildkitd", compression: "gzip"},
+		{name: "pgzip alone, level 6", compression: "pgzip"},
+		&ours,
+	}
 	for _, bytes := range []int{64 << 10, 1 << 20, 4 << 20} {
 		byChunk = append(byChunk, &contender{
 			name: fmt.Sprintf("%s, estargz-min-chunk-size=%d", ourName, bytes), binary: ourName,
-			compression: fmt.Sprintf("%s,estargz-min-chunk-size=%d", compression, bytes),
+			compression: fmt.Sprintf("%s,estargz-min-chunk-size=%d", ourEstargz.compression, bytes),
 		})
 	}
 	for run := range c.runs {
 		for _, who := range slices.Concat(byLevel, byChunk) {
-			r, err := measure(ctx, c, prepared, "", "demo", who)
+			r, err := measure(ctx, c, prepared, tars, "demo", who)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", who.compression, err)
 			}
