@@ -98,7 +98,7 @@ func (image exportImage) measure(ctx context.Context, c *config) ([]*contender, 
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", who.name, err)
 			}
-			log.Printf("run %d of %d, %s, %s: %.1fs", run+1, c.runs, image.target, who.name, r.wall.Seconds())
+			log.Printf("run %d of %d, %s, %s, %s: %.1fs, %.1f MB", run+1, c.runs, image.target, who.name, who.compression, r.wall.Seconds(), megabytes(r.layers))
 			who.results = append(who.results, r)
 		}
 	}
@@ -158,12 +158,12 @@ func measure(ctx context.Context, c *config, prepared, tars, target string, who 
 			return r, err
 		}
 	}
-	return r, r.weigh(blobs, image.digest, strings.HasPrefix(who.compression, "estargz"))
+	return r, r.weigh(blobs, image.digest, strings.HasPrefix(who.compression, "estargz") && !strings.Contains(who.compression, minChunkSize))
 }
 
-// weigh reads the image from the daemon's store, and checks what is eStargz:
-// only what is right counts.
-func (r *result) weigh(blobs string, dgst digest.Digest, estargz bool) error {
+// weigh reads the image from the daemon's store, and checks its layers if it
+// can: only what is right counts.
+func (r *result) weigh(blobs string, dgst digest.Digest, check bool) error {
 	var manifest ocispecs.Manifest
 	var config ocispecs.Image
 	if err := readJSON(blobs, dgst, &manifest); err != nil {
@@ -174,7 +174,7 @@ func (r *result) weigh(blobs string, dgst digest.Digest, estargz bool) error {
 	}
 	for i, desc := range manifest.Layers {
 		r.layers += desc.Size
-		if !estargz {
+		if !check {
 			continue
 		}
 		blob, err := os.ReadFile(blobFile(blobs, desc.Digest))

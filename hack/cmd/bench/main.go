@@ -38,6 +38,7 @@ var benchmarks = []benchmark{
 	{"export", "Writing layers", export},
 	{"whole", "From a built image to one that starts lazily", whole},
 	{"levels", "Compression levels", levels},
+	{"chunks", "Small files that share members", chunks},
 	{"size", "Large layers", size},
 	{"profile", "Profiled images under stock containerd and stargz-snapshotter", profile},
 	{"record", "Steps while their reads are recorded", recordSteps},
