@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -178,6 +179,32 @@ RUN echo hello >/small
 
 	require.Equal(t, "33554432\n", peer.ctr(t, "run", "--rm", "--snapshotter", "stargz", image, "all", "sh", "-c", "cat /large | wc -c"))
 	require.Greater(t, p.bytes.Load(), int64(large/2), "reading all of the file must fetch it")
+}
+
+// The stock snapshotter reads files that share a member.
+func TestLazyPullSharedMembers(t *testing.T) {
+	needs(t)
+	dir := writeFiles(t, map[string]string{"Dockerfile": `
+FROM ` + busybox(t) + `
+RUN mkdir /many && for n in $(seq 200); do echo "file $n" >/many/$n; done
+`})
+	image := registry(t) + "/" + repositoryName(t) + ":latest"
+	startDaemon(t, ours).build(t, dir, "--output", estargz(image, "estargz-min-chunk-size=65536"))
+
+	ref, err := pushed.Resolve(t.Context(), image)
+	require.NoError(t, err)
+	_, err = ref.Images[0].CheckEStargz(t.Context())
+	require.ErrorContains(t, err, "found twice", "the stock library's check refuses shared members; without that there are none")
+
+	var want strings.Builder
+	for n := 200; n > 0; n-- {
+		fmt.Fprintln(&want, "file", n)
+	}
+	peer := startContainerd(t)
+	require.Equal(t, want.String(), peer.runLazily(t, image, "sh", "-c", "for n in $(seq 200 -1 1); do cat /many/$n; done"))
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(peer.stargzRoot()))
+	require.NoError(t, err)
+	require.Len(t, mounts, 3, "each layer is a mount")
 }
 
 // A name that is not UTF-8 has no place in a TOC, which is JSON. Such a layer is
