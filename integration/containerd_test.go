@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/moby/sys/mountinfo"
 	"github.com/stretchr/testify/require"
 )
 
@@ -66,6 +67,17 @@ func (p *peer) runPlain(t *testing.T, image string, command ...string) string {
 	t.Helper()
 	p.ctr(t, "images", "pull", "--plain-http", image)
 	return p.ctr(t, append([]string{"run", "--rm", image, "plain"}, command...)...)
+}
+
+// requireMounts checks that each of n layers is a lazy mount.
+func (p *peer) requireMounts(t *testing.T, n int) {
+	t.Helper()
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(p.stargzRoot()))
+	require.NoError(t, err)
+	require.Len(t, mounts, n, "each layer is a mount")
+	for _, m := range mounts {
+		require.Contains(t, m.FSType, "fuse")
+	}
 }
 
 // runLazily mounts the image's layers and runs the command in it.

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/moby/sys/mountinfo"
 	"github.com/stretchr/testify/require"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/integration/pushed"
@@ -168,12 +167,7 @@ RUN echo hello >/small
 	peer := startContainerd(t)
 	image := p.address + "/" + name + ":latest"
 	require.Equal(t, "hello\n", peer.runLazily(t, image, "cat", "/small"))
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(peer.stargzRoot()))
-	require.NoError(t, err)
-	require.Len(t, mounts, 4, "each layer is a mount")
-	for _, m := range mounts {
-		require.Contains(t, m.FSType, "fuse")
-	}
+	peer.requireMounts(t, 4)
 	require.Positive(t, p.bytes.Load())
 	require.Less(t, p.bytes.Load(), int64(large/4), "bytes read of an image with a file of %d", large)
 
@@ -202,9 +196,7 @@ RUN mkdir /many && for n in $(seq 200); do echo "file $n" >/many/$n; done
 	}
 	peer := startContainerd(t)
 	require.Equal(t, want.String(), peer.runLazily(t, image, "sh", "-c", "for n in $(seq 200 -1 1); do cat /many/$n; done"))
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(peer.stargzRoot()))
-	require.NoError(t, err)
-	require.Len(t, mounts, 3, "each layer is a mount")
+	peer.requireMounts(t, 3)
 }
 
 // A name that is not UTF-8 has no place in a TOC, which is JSON. Such a layer is

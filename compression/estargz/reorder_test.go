@@ -88,8 +88,8 @@ func TestReorderRefusesDamage(t *testing.T) {
 	}
 }
 
-// BenchmarkHash is the one pass that another order needs at least: the diffID
-// is another.
+// BenchmarkHash is the pass that another order cannot do without: its diffID is
+// another.
 func BenchmarkHash(b *testing.B) {
 	input := benchTar(b)
 	b.SetBytes(int64(len(input)))

@@ -74,7 +74,7 @@ func (l *Layers) collectLayers(ch chan<- prometheus.Metric) {
 		sum.misses += stats.Misses
 		sum.corrupt += stats.Corrupt
 		sum.copied += stats.Copied
-		if stats.Present == stats.Chunks {
+		if open.Complete() {
 			states["complete"]++
 		} else {
 			states["partial"]++

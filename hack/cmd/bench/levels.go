@@ -14,7 +14,7 @@ func levels(ctx context.Context, c *config) (sections []section, err error) {
 			who = append(who, w)
 		}
 	}
-	contenders, err := exportImage{target: "demo", before: "type=cacheonly", contenders: who}.measure(ctx, c)
+	contenders, err := exportImage{target: "demo", before: notExported, contenders: who}.measure(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -23,18 +23,14 @@ func levels(ctx context.Context, c *config) (sections []section, err error) {
 
 // chunks exports the demo image with small files in larger gzip members.
 func chunks(ctx context.Context, c *config) (sections []section, err error) {
-	who := []contender{
-		{name: "stock gzip", binary: "buildkitd", compression: "gzip"},
-		{name: "pgzip alone, level 6", compression: "pgzip"},
-		ourEstargz,
-	}
+	who := []contender{stockGzip, pgzipAlone, ourEstargz}
 	for _, bytes := range []int{64 << 10, 1 << 20, 4 << 20} {
 		w := ourEstargz
 		w.name = fmt.Sprintf("%s, estargz-min-chunk-size=%d", ourName, bytes)
 		w.compression += fmt.Sprintf(",%s%d", minChunkSize, bytes)
 		who = append(who, w)
 	}
-	contenders, err := exportImage{target: "demo", before: "type=cacheonly", contenders: who}.measure(ctx, c)
+	contenders, err := exportImage{target: "demo", before: notExported, contenders: who}.measure(ctx, c)
 	if err != nil {
 		return nil, err
 	}

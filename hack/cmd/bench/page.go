@@ -13,10 +13,9 @@ import (
 var pageText string
 
 var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
-	"bars":  func(b *bars) template.HTML { return template.HTML(b.svg()) },
-	"curve": func(c *curve) template.HTML { return template.HTML(c.svg()) },
-	"code":  codeSpans,
-	"ours":  func(row []string) bool { return strings.HasPrefix(row[0], ourName) },
+	"plot": func(s section) template.HTML { return template.HTML(s.plot()) },
+	"code": codeSpans,
+	"ours": func(row []string) bool { return strings.HasPrefix(row[0], ourName) },
 }).Parse(pageText))
 
 // codeSpans shows what stands between backticks as code.

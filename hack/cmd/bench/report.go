@@ -34,6 +34,17 @@ type section struct {
 	Curve *curve
 }
 
+// plot is the section's as SVG, or nothing.
+func (s *section) plot() string {
+	switch {
+	case s.Curve != nil:
+		return s.Curve.svg()
+	case s.Bars != nil:
+		return s.Bars.svg()
+	}
+	return ""
+}
+
 // A table is aligned to the right but for its first column.
 type table struct {
 	Columns []string
@@ -94,13 +105,8 @@ func (r *report) keep(dir string) (page string, err error) {
 // keepPlots writes the plots as files, for documents that show one.
 func (r *report) keepPlots(dir string) error {
 	for i, s := range r.Sections {
-		plot := ""
-		switch {
-		case s.Curve != nil:
-			plot = s.Curve.svg()
-		case s.Bars != nil:
-			plot = s.Bars.svg()
-		default:
+		plot := s.plot()
+		if plot == "" {
 			continue
 		}
 		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%s-%d.svg", r.Name, i+1)), []byte(plot), 0o644); err != nil {

@@ -76,6 +76,7 @@ func TestAxis(t *testing.T) {
 		{[]float64{1, 11}, []float64{0, 2, 4, 6, 8, 10, 12}},
 		{[]float64{160, 180}, []float64{160, 165, 170, 175, 180}},
 		{[]float64{0.1, 0.5}, []float64{0.1, 0.2, 0.3, 0.4, 0.5}},
+		{[]float64{0.11, 0.19}, []float64{0.11, 0.12, 0.13, 0.14, 0.15, 0.16, 0.17, 0.18, 0.19}},
 		{[]float64{5, 5}, nil}, // whatever it is, it ends
 	} {
 		ticks := newAxis(c.values, 0, 100).ticks()

@@ -52,7 +52,7 @@ func (l *large) export(ctx context.Context, c *config) (r result, err error) {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, d.stop()) }()
-	if _, err := d.build(ctx, l.target, "type=cacheonly", l.args...); err != nil {
+	if _, err := d.build(ctx, l.target, notExported, l.args...); err != nil {
 		return r, err
 	}
 	if err := dropCaches(); err != nil { // as much as fits for the small, nothing for the large would be no comparison

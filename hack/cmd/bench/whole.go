@@ -44,7 +44,7 @@ func (t trip) all() time.Duration { return t.own() + t.workload }
 func whole(ctx context.Context, c *config) ([]section, error) {
 	prepared := filepath.Join(c.work, "prepared")
 	defer os.RemoveAll(prepared)
-	if err := prepare(ctx, c, prepared, "python", "type=cacheonly"); err != nil {
+	if err := prepare(ctx, c, prepared, "python", notExported); err != nil {
 		return nil, err
 	}
 	routes := []*route{
