@@ -6,12 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"strconv"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/pkg/labels"
 	bkcompression "github.com/moby/buildkit/util/compression"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
@@ -72,18 +69,10 @@ func (t Type) finish(ctx context.Context, cs content.Store, info *estargz.Info) 
 	if err != nil {
 		return nil, fmt.Errorf("eStargz layer %s: %w", info.Digest, err)
 	}
-	diffID := map[string]string{labels.LabelUncompressed: info.DiffID.String()}
-	set := map[string]string{labelEStargz: "true", labelWritten + t.opts.String(): "true"}
-	maps.Copy(set, diffID)
-	if err := setLabels(ctx, cs, blob, set); err != nil {
-		return nil, err
-	}
-	annotations := map[string]string{
-		estargz.TOCDigestAnnotation:        info.TOCDigest.String(),
-		estargz.UncompressedSizeAnnotation: strconv.FormatInt(info.UncompressedSize, 10),
-	}
-	maps.Copy(annotations, diffID)
-	return annotations, nil
+	annotations := annotationsOf(info)
+	set := labelsOf(annotations)
+	set[labelWritten+t.opts.String()] = "true"
+	return annotations, setLabels(ctx, cs, blob, set)
 }
 
 // Level translates compression-level: absent or -1 is the default, 0 stores,

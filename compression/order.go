@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/pkg/labels"
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/buildkit/identity"
 	digest "github.com/opencontainers/go-digest"
@@ -16,14 +15,10 @@ import (
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
 )
 
-// The blobs that a layer was ordered to are found again by labels: on the
-// layer one for each order, and on each blob what its descriptor needs. The
-// former is also a reference, so that a blob lives as long as its layer.
-const (
-	labelOrdered = "containerd.io/gc.ref.content.buildkitd-esgz.ordered-"
-	labelTOC     = "buildkitd-esgz/estargz.toc"
-	labelSize    = "buildkitd-esgz/estargz.uncompressed-size"
-)
+// labelOrdered begins the label by which a blob that a layer was ordered to is
+// found again. The order ends it. It is also a reference, so that the blob lives
+// as long as its layer.
+const labelOrdered = "containerd.io/gc.ref.content.buildkitd-esgz.ordered-"
 
 // A Layer is an eStargz layer in the content store, opened.
 type Layer struct {
@@ -69,7 +64,7 @@ func (t Type) Order(ctx context.Context, l *Layer, order []string, level *int) (
 		return l.desc, fmt.Errorf("layer %s: %w", l.desc.Digest, err)
 	}
 	if known, err := digest.Parse(info.Labels[key]); err == nil {
-		if blob, err := l.cs.Info(ctx, known); err == nil && blob.Labels[labelTOC] != "" {
+		if blob, err := l.cs.Info(ctx, known); err == nil && blob.Labels[labelAnnotation+estargz.TOCDigestAnnotation] != "" {
 			return ordered(l.desc, blob), nil
 		}
 	}
@@ -84,11 +79,11 @@ func (t Type) Order(ctx context.Context, l *Layer, order []string, level *int) (
 func ordered(desc ocispecs.Descriptor, blob content.Info) ocispecs.Descriptor {
 	desc.Digest, desc.Size = blob.Digest, blob.Size
 	desc.Annotations = maps.Clone(desc.Annotations)
-	maps.Copy(desc.Annotations, map[string]string{
-		labels.LabelUncompressed:           blob.Labels[labels.LabelUncompressed],
-		estargz.TOCDigestAnnotation:        blob.Labels[labelTOC],
-		estargz.UncompressedSizeAnnotation: blob.Labels[labelSize],
-	})
+	for k, v := range blob.Labels {
+		if name, ok := strings.CutPrefix(k, labelAnnotation); ok {
+			desc.Annotations[name] = v
+		}
+	}
 	return desc
 }
 
@@ -112,12 +107,7 @@ func (t Type) writeOrdered(ctx context.Context, l *Layer, order []string, level 
 	if err != nil {
 		return content.Info{}, err
 	}
-	set := map[string]string{
-		labels.LabelUncompressed: blob.DiffID.String(),
-		labelEStargz:             "true",
-		labelTOC:                 blob.TOCDigest.String(),
-		labelSize:                fmt.Sprint(blob.UncompressedSize),
-	}
+	set := labelsOf(annotationsOf(blob))
 	info := content.Info{Digest: blob.Digest, Size: blob.Size, Labels: set}
 	err = w.Commit(ctx, blob.Size, blob.Digest, content.WithLabels(set))
 	if cerrdefs.IsAlreadyExists(err) {

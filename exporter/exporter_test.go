@@ -1,6 +1,7 @@
 package exporter
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"strconv"
@@ -56,6 +57,30 @@ func TestNotForced(t *testing.T) {
 	desc, err := e.export(&bkexporter.Source{Ref: e.ref(nil, layer)}, with(nil))
 	require.NoError(t, err)
 	require.Equal(t, layer.Digest, e.image(desc).Layers[0].Digest)
+}
+
+// TestKilledBeforeLabels is a daemon that was killed when BuildKit's cache record
+// named a layer written here, and BuildKit had not yet noted its annotations.
+func TestKilledBeforeLabels(t *testing.T) {
+	e := newEnv(t)
+	compress, finalize := compression.New(nil, compression.Options{}).Compress(e.ctx, bkcompression.Config{})
+	var blob bytes.Buffer
+	w, err := compress(&blob, ocispecs.MediaTypeImageLayerGzip)
+	require.NoError(t, err)
+	_, err = w.Write(tarOf(t, old, 100, "a"))
+	require.NoError(t, err)
+	require.NoError(t, w.Close())
+	layer := e.blob(blob.Bytes())
+	_, err = finalize(e.ctx, e.cs)
+	require.NoError(t, err)
+
+	for _, force := range []string{"false", "true"} {
+		desc, err := e.export(&bkexporter.Source{Ref: e.ref(nil, layer)}, with(attrs{"force-compression": force}))
+		require.NoError(t, err)
+		img := e.image(desc)
+		require.Equal(t, layer.Digest, img.Layers[0].Digest)
+		e.checkLayer(img, 0)
+	}
 }
 
 func TestNoLayers(t *testing.T) {
