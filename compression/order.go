@@ -16,7 +16,7 @@ import (
 )
 
 // labelOrdered begins the label by which a blob that a layer was ordered to is
-// found again. The order ends it. It is also a reference, so that the blob lives
+// found again. The options and the order end it. It is also a reference, so that the blob lives
 // as long as its layer.
 const labelOrdered = "containerd.io/gc.ref.content.buildkitd-esgz.ordered-"
 
@@ -58,7 +58,7 @@ func (l *Layer) HasLandmark() bool {
 // Order returns the descriptor of the layer with the files of order first. The
 // blob is made once and found again.
 func (t Type) Order(ctx context.Context, l *Layer, order []string, level *int) (ocispecs.Descriptor, error) {
-	key := labelOrdered + digest.FromString(strings.Join(order, "\x00")).Encoded()[:32]
+	key := labelOrdered + digest.FromString(strings.Join(append([]string{t.opts.String()}, order...), "\x00")).Encoded()[:32]
 	info, err := l.cs.Info(ctx, l.desc.Digest)
 	if err != nil {
 		return l.desc, fmt.Errorf("layer %s: %w", l.desc.Digest, err)
@@ -103,7 +103,12 @@ func (t Type) writeOrdered(ctx context.Context, l *Layer, order []string, level 
 			_ = l.cs.Abort(context.WithoutCancel(ctx), ref)
 		}
 	}()
-	blob, err := estargz.Reorder(ctx, w, l.Reader, order, estargz.Options{Level: n, Pool: t.pool})
+	blob, err := estargz.Reorder(ctx, w, l.Reader, order, estargz.Options{
+		Level:        n,
+		ChunkSize:    t.opts.ChunkSize,
+		MinChunkSize: t.opts.MinChunkSize,
+		Pool:         t.pool,
+	})
 	if err != nil {
 		return content.Info{}, err
 	}

@@ -11,6 +11,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
 )
 
@@ -63,4 +64,26 @@ func TestLandmarks(t *testing.T) {
 	all := export(attrs{"estargz-reorder": "all"})
 	require.Equal(t, []string{"base-b", landmark, "base-a"}, e.names(all[0])[:3])
 	require.Equal(t, layers[1].Digest, all[1].Digest)
+}
+
+// TestOrderKeepsSharedMembers: a profile does not undo estargz-min-chunk-size.
+func TestOrderKeepsSharedMembers(t *testing.T) {
+	e := newEnv(t)
+	src := &bkexporter.Source{Ref: e.ref(nil, e.blob(layerOf(t, old, 100, "a", "b", "c", "d"))), Metadata: profileOf(t, "b")}
+	members := func(minChunk string) int {
+		desc, err := e.export(src, with(attrs{"force-compression": "true", "estargz-min-chunk-size": minChunk}))
+		require.NoError(t, err)
+		layer := e.image(desc).Layers[0]
+		require.Equal(t, "b", e.names(layer)[0])
+		blob := e.read(layer)
+		r, err := estargz.Open(bytes.NewReader(blob), int64(len(blob)), estargz.OpenOptions{})
+		require.NoError(t, err)
+		at := map[int64]bool{}
+		for _, f := range r.Entries() {
+			at[f.Offset] = true
+		}
+		return len(at)
+	}
+	require.Equal(t, 5, members("0"))
+	require.Equal(t, 2, members("64KiB"), "b, and behind the landmark's the others")
 }

@@ -1,6 +1,9 @@
 package estargz
 
-import "bytes"
+import (
+	"bytes"
+	"io"
+)
 
 // WithoutMemberEnd copies an entry without what the TOC does not say.
 func WithoutMemberEnd(e *Entry) *Entry {
@@ -10,6 +13,15 @@ func WithoutMemberEnd(e *Entry) *Entry {
 }
 
 var FooterBytes = footerBytes
+
+// OrderTar returns a tar in another order.
+func OrderTar(tar []byte, order []string) ([]byte, error) {
+	parts, err := scanTar(bytes.NewReader(tar))
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(parts.ordered(bytes.NewReader(tar), order))
+}
 
 // ReadFooter returns what the footer of a blob says.
 func ReadFooter(blob []byte) (tocOffset int64, external bool, err error) {

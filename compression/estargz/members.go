@@ -42,7 +42,8 @@ type oldMember struct {
 }
 
 // members finds the members and reads their headers. They are not reusable
-// when files share one, or chunks are larger than what is held in memory.
+// when files share one, or chunks or what stands between contents are larger
+// than what is held in memory.
 func (r *Reader) members(ctx context.Context) (*members, bool, error) {
 	ms := &members{at: map[int64]*oldMember{}}
 	first := &oldMember{blob: r.blob, end: r.payload}
@@ -80,7 +81,11 @@ func (r *Reader) members(ctx context.Context) (*members, bool, error) {
 			return nil
 		})
 	}
-	return ms, true, eg.Wait()
+	err := eg.Wait()
+	if errors.Is(err, errManyHeads) {
+		return nil, false, nil
+	}
+	return ms, true, err
 }
 
 func (ms *members) largest() int64 {
@@ -120,16 +125,12 @@ var syncMarker = []byte{0, 0, 0xff, 0xff}
 // behind it. Bytes that look like one and are not do not decompress to the
 // right size; and the checksum is yet to be verified.
 func (m *oldMember) findCut(p []byte, heads int64) bool {
-	if heads > maxHeads {
-		return false
+	if heads > maxHeads || bytes.Contains(p[1:], gzipHeader[:]) {
+		return false // several members, and the size is of the last
 	}
 	if heads == 0 {
-		// A second member would mean that size is not that of the first.
-		m.final = !bytes.Contains(p[1:], gzipHeader[:])
-		if m.final {
-			m.cut = len(p)
-		}
-		return m.final
+		m.cut, m.final = len(p), true
+		return true
 	}
 	for end := len(p); ; {
 		i := bytes.LastIndex(p[:end], syncMarker)
@@ -155,6 +156,10 @@ func inflateHeads(p []byte, n int64) ([]byte, bool) {
 	return out.Bytes(), err == nil && got == n && r.Len() == 0
 }
 
+// errManyHeads is no error of the blob: a file that a later one replaces is in
+// no TOC, and its contents are taken for headers.
+var errManyHeads = errors.New("too many bytes behind the contents")
+
 // inflate decompresses all to get at the headers. There may be several gzip
 // members.
 func (m *oldMember) inflate(p []byte) error {
@@ -172,7 +177,7 @@ func (m *oldMember) inflate(p []byte) error {
 		return err
 	}
 	if n > maxHeads {
-		return errors.New("too many bytes behind the contents")
+		return errManyHeads
 	}
 	m.heads, m.sum = heads.Bytes(), sum.Sum32()
 	return nil

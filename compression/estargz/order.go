@@ -6,33 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"time"
 )
-
-// orderTar reads a tar to its end and returns it in another order.
-func orderTar(r io.Reader, order []string) (io.ReadCloser, error) {
-	f, err := os.CreateTemp("", "estargz-order-")
-	if err != nil {
-		return nil, err
-	}
-	// Without a name it is gone whatever happens to the process.
-	if err := os.Remove(f.Name()); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	size, err := io.Copy(f, r)
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	parts, err := scanTar(io.NewSectionReader(f, 0, size))
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{parts.ordered(f, order), f}, nil
-}
 
 // A part is one file of a tar: its headers, contents and padding.
 type part struct {
@@ -169,6 +144,11 @@ func (p *parts) takeParents(to []*part, name string) []*part {
 		to = append(to, above[i])
 	}
 	return to
+}
+
+func isLandmark(name string) bool {
+	name = CleanName(name)
+	return name == PrefetchLandmark || name == NoPrefetchLandmark
 }
 
 const landmarkMode = 0o444

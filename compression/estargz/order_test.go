@@ -25,7 +25,7 @@ func names(t *testing.T, p []byte) (names []string) {
 	}
 }
 
-func TestWriteInOrder(t *testing.T) {
+func TestOrder(t *testing.T) {
 	original := tarOf(t,
 		dir("usr/"), file("usr/a", "a"), dir("usr/lib/"), file("usr/lib/b", text(1, 5000)), file("c", "c"),
 		link("hard", "usr/lib/b"), symlink("soft", "c"), file("last", "old"), file("last", "new"),
@@ -38,23 +38,41 @@ func TestWriteInOrder(t *testing.T) {
 		"unknown names":      {[]string{"nowhere"}, rest(".no.prefetch.landmark", "usr/", "usr/a", "usr/lib/", "usr/lib/b", "c", "hard", "soft", "last")},
 		"none":               {[]string{}, rest(".no.prefetch.landmark", "usr/", "usr/a", "usr/lib/", "usr/lib/b", "c", "hard", "soft", "last")},
 	} {
-		t.Run(name, func(t *testing.T) {
-			blob, info := write(t, original, estargz.Options{Order: c.order})
-			ordered := unpack(t, blob)
-			require.Equal(t, c.want, names(t, ordered))
-			checkBlob(t, ordered, blob, info)
-			f, err := open(t, blob).OpenFile("last")
-			require.NoError(t, err)
-			p, err := io.ReadAll(f)
-			require.NoError(t, err)
-			require.Equal(t, "new", string(p))
-
-			theirs := stockOpen(t, blob)
-			_, err = theirs.VerifyTOC(info.TOCDigest)
-			require.NoError(t, err)
-			agree(t, blob, open(t, blob), theirs)
-		})
+		for members, opts := range map[string]estargz.Options{"own members": {}, "shared members": {MinChunkSize: 10_000}} {
+			t.Run(name+", "+members, func(t *testing.T) {
+				unordered, _ := write(t, original, opts)
+				blob, info := reorder(t, unordered, c.order, opts)
+				ordered := unpack(t, blob)
+				require.Equal(t, c.want, names(t, ordered))
+				checkBlob(t, ordered, blob, info)
+				f, err := open(t, blob).OpenFile("last")
+				require.NoError(t, err)
+				p, err := io.ReadAll(f)
+				require.NoError(t, err)
+				require.Equal(t, "new", string(p))
+				agree(t, blob, open(t, blob), stockOpen(t, blob))
+			})
+		}
 	}
+}
+
+// TestSharedMembersEndAtLandmark: a runtime that prefetches what stands before
+// the landmark has all of the prioritized files, and nothing else.
+func TestSharedMembersEndAtLandmark(t *testing.T) {
+	opts := estargz.Options{MinChunkSize: 1 << 20}
+	original := tarOf(t, file("a", text(1, 5000)), file("b", text(2, 5000)), file("c", text(3, 5000)), file("d", text(4, 5000)))
+	unordered, _ := write(t, original, opts)
+	blob, _ := reorder(t, unordered, []string{"d", "b"}, opts)
+	r := open(t, blob)
+	offset := func(name string) int64 {
+		e, ok := r.Lookup(name)
+		require.True(t, ok, name)
+		return e.Offset
+	}
+	require.Equal(t, offset("d"), offset("b"), "they share a member")
+	require.Equal(t, offset("a"), offset("c"), "they share a member")
+	require.Less(t, offset("b"), offset(estargz.PrefetchLandmark))
+	require.GreaterOrEqual(t, offset("a"), offset(estargz.PrefetchLandmark))
 }
 
 // TestOrderLikeStock compares the order with that of stargz-snapshotter's own
@@ -67,7 +85,8 @@ func TestOrderLikeStock(t *testing.T) {
 	blob, err := io.ReadAll(b)
 	require.NoError(t, err)
 	require.NoError(t, b.Close())
-	ours, _ := write(t, original, estargz.Options{Order: order})
+	unordered, _ := write(t, original, estargz.Options{})
+	ours, _ := reorder(t, unordered, order, estargz.Options{})
 	// Theirs drops the root's entry and appends the TOC to the tar proper.
 	want := []string{}
 	for _, e := range open(t, blob).Entries() {
@@ -85,6 +104,7 @@ func TestOrderLikeStock(t *testing.T) {
 }
 
 func TestOrderRefuses(t *testing.T) {
-	_, err := estargz.Write(context.Background(), io.Discard, bytes.NewReader(tarOf(t, dir(".prefetch.landmark"))), estargz.Options{Order: []string{}})
+	blob, _ := write(t, tarOf(t, dir(".prefetch.landmark")), estargz.Options{})
+	_, err := estargz.Reorder(context.Background(), io.Discard, open(t, blob), nil, estargz.Options{})
 	require.ErrorContains(t, err, `".prefetch.landmark" has a name that eStargz needs`)
 }

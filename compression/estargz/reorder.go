@@ -11,12 +11,17 @@ import (
 	"github.com/klauspost/compress/gzip"
 )
 
-// Reorder writes the files of src to w as a blob in another order, as
-// Options.Order has it, and compresses nothing but headers: contents are taken
-// over as they were compressed. A blob of another writer has no boundary
-// between contents and the headers behind them, so that the last chunk of each
-// file is compressed once more; one whose files share members, or with chunks
-// larger than MaxChunkSize, is written anew.
+// Reorder writes the files of src to w as a blob in another order: first the
+// named ones, in that order and before PrefetchLandmark, along with the
+// directories above them and the files that hard links share. Names that src
+// does not have are passed over; when none are left, NoPrefetchLandmark comes
+// first. The others follow in the order they had.
+//
+// It compresses nothing but headers: contents are taken over as they were
+// compressed. A blob of another writer has no boundary between contents and the
+// headers behind them, so that the last chunk of each file is compressed once
+// more; one whose files share members, or with chunks larger than MaxChunkSize,
+// is written anew, by the options.
 //
 // The checksum of every member is verified on the way.
 func Reorder(ctx context.Context, w io.Writer, src *Reader, order []string, opts Options) (*Info, error) {
@@ -25,11 +30,10 @@ func Reorder(ctx context.Context, w io.Writer, src *Reader, order []string, opts
 		return nil, err
 	}
 	if !reusable {
-		tar, err := gzip.NewReader(io.NewSectionReader(src.blob, 0, src.payload))
+		tar, err := src.orderedTar(order)
 		if err != nil {
-			return nil, fmt.Errorf("estargz: %w", noEOF(err))
+			return nil, err
 		}
-		opts.Order = append([]string{}, order...) // not nil: there is a landmark
 		return Write(ctx, w, tar, opts)
 	}
 	opts.ChunkSize, opts.MinChunkSize = members.largest(), 0

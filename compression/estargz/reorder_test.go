@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"io"
+	"strings"
 	"testing"
 
 	stock "github.com/containerd/stargz-snapshotter/estargz"
@@ -44,13 +45,13 @@ func TestReorder(t *testing.T) {
 		"plain": plain, "chunked": chunked, "shared": shared, "stored": stored, "reordered": back, "stock": b.Bytes(),
 	} {
 		t.Run(name, func(t *testing.T) {
-			ordered, _ := write(t, unpack(t, blob), estargz.Options{Order: order, Level: 1})
-			want := unpack(t, ordered)
+			want, err := estargz.OrderTar(unpack(t, blob), order)
+			require.NoError(t, err)
 			got, info := reorder(t, blob, order, estargz.Options{})
 			require.True(t, bytes.Equal(want, unpack(t, got)), "another tar")
 			checkBlob(t, want, got, info)
 			theirs := stockOpen(t, got)
-			_, err := theirs.VerifyTOC(info.TOCDigest)
+			_, err = theirs.VerifyTOC(info.TOCDigest)
 			require.NoError(t, err)
 			agree(t, got, open(t, got), theirs)
 
@@ -78,13 +79,28 @@ func TestReorderKeepsCompressedContents(t *testing.T) {
 }
 
 func TestReorderRefusesDamage(t *testing.T) {
-	blob, _ := write(t, ordinary(), estargz.Options{})
-	e, _ := open(t, blob).Lookup("usr/bin/noise")
-	for _, at := range []int64{e.Offset + 3, e.Offset + 100, (e.Offset + e.MemberEnd()) / 2, e.MemberEnd() - 6} {
-		damaged := bytes.Clone(blob)
-		damaged[at] ^= 0x20
-		_, err := estargz.Reorder(context.Background(), io.Discard, open(t, damaged), []string{"etc/passwd"}, estargz.Options{})
-		require.ErrorContains(t, err, "member at")
+	for minChunk, want := range map[int64]string{0: "member at", 50_000: "gzip"} {
+		blob, _ := write(t, ordinary(), estargz.Options{MinChunkSize: minChunk})
+		e, _ := open(t, blob).Lookup("usr/bin/noise")
+		for _, at := range []int64{e.Offset + 3, e.Offset + 100, (e.Offset + e.MemberEnd()) / 2, e.MemberEnd() - 6} {
+			damaged := bytes.Clone(blob)
+			damaged[at] ^= 0x20
+			_, err := estargz.Reorder(context.Background(), io.Discard, open(t, damaged), []string{"etc/passwd"}, estargz.Options{})
+			require.ErrorContains(t, err, want)
+		}
+	}
+}
+
+// TestReorderWithoutReplaced: what a later entry replaces is in no TOC, and may
+// be larger than what stands between contents otherwise.
+func TestReorderWithoutReplaced(t *testing.T) {
+	for _, size := range []int{5000, 65 << 20} {
+		original := tarOf(t, file("a", "a"), file("b", text(1, 3000)), file("b", strings.Repeat("0", size)), file("b", "new"), file("c", "c"))
+		blob, _ := write(t, original, estargz.Options{Level: 1})
+		got, info := reorder(t, blob, []string{"c"}, estargz.Options{})
+		want, err := estargz.OrderTar(original, []string{"c"})
+		require.NoError(t, err)
+		checkBlob(t, want, got, info)
 	}
 }
 

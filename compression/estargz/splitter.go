@@ -119,6 +119,9 @@ func (s *splitter) entry(h *tar.Header) (padding int, err error) {
 // contents cuts the contents of a regular file into chunks.
 func (s *splitter) contents(f *tocFile) error {
 	first := f.entry
+	if isLandmark(first.Name) {
+		s.closeMember() // a runtime fetches what stands before its member
+	}
 	for off := int64(0); off < first.Size; {
 		n := min(first.Size-off, int64(s.chunk))
 		e := first

@@ -30,12 +30,6 @@ type Options struct {
 	// MinChunkSize lets small files share a gzip member until it holds this
 	// many uncompressed bytes. Zero gives each file a member of its own.
 	MinChunkSize int64
-	// Order names the files that come first, in that order and before
-	// PrefetchLandmark; the directories above them and the files that hard
-	// links share come along. Names that the tar does not have are passed
-	// over. When none are left, NoPrefetchLandmark comes first. Nil keeps the
-	// order of the tar and adds no landmark.
-	Order []string
 	// Pool lends the workers and the memory. Nil means a pool of its own.
 	Pool *Pool
 }
@@ -50,23 +44,13 @@ type Info struct {
 }
 
 // Write reads a tar from r and writes it to w as an eStargz blob. Every byte of
-// the tar is kept: Unpack of the blob returns it as it was. With an order it
-// returns the same files in that order; the tar then waits in a temporary file
-// until all of it is there. A tar that eStargz
-// cannot hold is refused with the reason; what was written to w by then is of
-// no use.
+// the tar is kept: Unpack of the blob returns it as it was. A tar that eStargz
+// cannot hold is refused with the reason; what was written to w by then is of no
+// use.
 func Write(ctx context.Context, w io.Writer, r io.Reader, opts Options) (*Info, error) {
 	o, err := newOutput(w, opts)
 	if err != nil {
 		return nil, err
-	}
-	if opts.Order != nil {
-		ordered, err := orderTar(r, opts.Order)
-		if err != nil {
-			return nil, err
-		}
-		defer ordered.Close()
-		r = ordered
 	}
 	s := &splitter{
 		chunk:    int(o.opts.ChunkSize),

@@ -157,7 +157,7 @@ func TestSameFileInOneLayer(t *testing.T) {
 func TestPrefetch(t *testing.T) {
 	order := []string{"099", "005", "large", "006"}
 	entries := append(numbered(100, 3000), file("large", text(7, 3<<20)))
-	b := blobOf(t, estargz.Options{Level: 1, Order: order}, entries...)
+	b := orderedBlob(t, order, estargz.Options{Level: 1}, entries...)
 	l := addedTo(t, openStore(t), b)
 	f, none := &fake{data: b.data, window: 4000}, &fake{}
 	l.Connect(Blobs{Wanted: none, Prefetch: f, Background: none})
@@ -172,8 +172,7 @@ func TestPrefetch(t *testing.T) {
 	check(t, l, 3000, 99, 5, 6)
 	require.Equal(t, requests, f.asked())
 	require.Empty(t, none.asked())
-	for _, opts := range []estargz.Options{{Level: 1}, {Level: 1, Order: []string{}}} {
-		b := blobOf(t, opts, entries...)
+	for _, b := range []*testBlob{blobOf(t, estargz.Options{Level: 1}, entries...), orderedBlob(t, nil, estargz.Options{Level: 1}, entries...)} {
 		l := addedTo(t, openStore(t), b)
 		require.NoError(t, l.Prefetch(t.Context()))
 		require.Zero(t, l.Stats().Present)
@@ -187,7 +186,7 @@ func TestWantedDuringPrefetch(t *testing.T) {
 	for i := range 50 {
 		order = append(order, fmt.Sprintf("%03d", i))
 	}
-	b := blobOf(t, estargz.Options{Order: order}, numbered(100, 3000)...)
+	b := orderedBlob(t, order, estargz.Options{}, numbered(100, 3000)...)
 	l := addedTo(t, openStore(t), b)
 	wanted, slow := &fake{data: b.data, window: 100_000}, &fake{data: b.data, window: 4000}
 	arrive := make(chan struct{})
@@ -271,7 +270,7 @@ func TestFillEndsWithItsContext(t *testing.T) {
 
 // TestHurry reads what a prefetch is about to bring.
 func TestHurry(t *testing.T) {
-	b := blobOf(t, estargz.Options{Order: []string{"000", "001", "002"}}, numbered(10, 3000)...)
+	b := orderedBlob(t, []string{"000", "001", "002"}, estargz.Options{}, numbered(10, 3000)...)
 	synctest.Test(t, func(t *testing.T) {
 		l := addedTo(t, openStore(t), b)
 		arrive := make(chan struct{})

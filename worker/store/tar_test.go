@@ -94,6 +94,18 @@ func blobOf(t testing.TB, opts estargz.Options, entries ...tarEntry) *testBlob {
 	return convert(t, opts, tarOf(t, entries...))
 }
 
+// orderedBlob has the named files first.
+func orderedBlob(t testing.TB, order []string, opts estargz.Options, entries ...tarEntry) *testBlob {
+	t.Helper()
+	unordered := blobOf(t, opts, entries...)
+	r, err := estargz.Open(bytes.NewReader(unordered.data), int64(len(unordered.data)), estargz.OpenOptions{})
+	require.NoError(t, err)
+	var b bytes.Buffer
+	info, err := estargz.Reorder(context.Background(), &b, r, order, opts)
+	require.NoError(t, err)
+	return &testBlob{key: Key{Blob: info.Digest, TOC: info.TOCDigest}, data: b.Bytes()}
+}
+
 func convert(t testing.TB, opts estargz.Options, tar []byte) *testBlob {
 	t.Helper()
 	var b bytes.Buffer
