@@ -159,7 +159,8 @@ func newAxis(values []float64, from, to float64) axis {
 			step /= finer
 		}
 	}
-	return axis{math.Floor(least/step) * step, step, math.Ceil(most/step) * step, from, to}
+	const rounding = 1e-9 // of the quotients
+	return axis{math.Floor(least/step+rounding) * step, step, math.Ceil(most/step-rounding) * step, from, to}
 }
 
 func (a axis) at(v float64) float64 {
