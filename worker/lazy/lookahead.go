@@ -8,8 +8,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/blob"
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
 )
 
 // tailSize is how much of the end of a blob is asked for, in bytes, before
@@ -64,26 +64,24 @@ func (a *lookahead) start(d digest.Digest, open func() *blob.Blob) {
 }
 
 // fetchTOC returns the end of a blob, with all of the TOC unless that is very
-// large. A blob without one is for others to refuse.
+// large.
 func fetchTOC(ctx context.Context, b *blob.Blob) ([]byte, int64, error) {
 	tail, size, err := b.Tail(ctx, tailSize)
 	if err != nil {
 		return nil, 0, err
 	}
-	here := size - int64(len(tail))
-	at, err := estargz.FindTOC(tail, size)
-	if err != nil || at >= here || here-at > tocAhead {
+	off, n := store.MissingTOC(tail, size)
+	if n == 0 || n > tocAhead {
 		return tail, size, nil
 	}
-	r, err := b.With(blob.Wanted).Range(ctx, at, here-at)
+	r, err := b.With(blob.Wanted).Range(ctx, off, n)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer r.Close()
-	toc := make([]byte, size-at)
-	copy(toc[here-at:], tail)
-	_, err = io.ReadFull(r, toc[:here-at])
-	return toc, size, err
+	toc := make([]byte, n, size-off)
+	_, err = io.ReadFull(r, toc)
+	return append(toc, tail...), size, err
 }
 
 func (a *lookahead) forget(d digest.Digest, t *tail) {

@@ -32,6 +32,17 @@ func (s *Store) Add(ctx context.Context, key Key, size int64, tail []byte, rest 
 	return nil
 }
 
+// MissingTOC returns the range that the tail of a blob lacks of its TOC. It is
+// empty if nothing is missing, or no TOC is known of: Add says so.
+func MissingTOC(tail []byte, size int64) (off, n int64) {
+	here := size - int64(len(tail))
+	at, err := estargz.FindTOC(tail, size)
+	if err != nil || at >= here {
+		return here, 0
+	}
+	return at, here - at
+}
+
 func (s *Store) add(ctx context.Context, dir string, key Key, size int64, tail []byte, rest Range) error {
 	_, err := s.Layer(key)
 	if errors.Is(err, errIndex) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -235,6 +236,47 @@ func TestFillFollowsReaders(t *testing.T) {
 	})
 }
 
+// TestFillNearReaders leaves the line to who waits for one file after the other,
+// but for what is near the last one.
+func TestFillNearReaders(t *testing.T) {
+	const files, size = 40, 1 << 20
+	b := blobOf(t, estargz.Options{Level: estargz.NoCompression}, numbered(files, size)...)
+	synctest.Test(t, func(t *testing.T) {
+		var calm atomic.Bool
+		s, err := Open(t.TempDir(), Options{Pace: func(context.Context) (soon bool, err error) { return !calm.Load(), nil }})
+		require.NoError(t, err)
+		defer s.Close()
+		l := addedTo(t, s, b)
+		f, back := &fake{data: b.data, window: size}, &fake{data: b.data, window: size}
+		l.Connect(Blobs{Wanted: f, Prefetch: f, Background: back})
+		check(t, l, size, 20)
+		done := make(chan error)
+		go func() { done <- l.Fill(t.Context()) }()
+		near := func(file int) {
+			time.Sleep(10 * lookAgain)
+			synctest.Wait()
+			for c := range uint32(files) {
+				distance := l.index.chunk(c).Offset - l.index.chunk(uint32(file+1)).Offset
+				switch {
+				case distance >= 0 && distance < nearBy:
+					require.True(t, l.present.has(c), c)
+				case file == 20 && (distance < -nearBy || distance > nearBy):
+					require.False(t, l.present.has(c), c)
+				}
+			}
+		}
+		near(20)
+		check(t, l, size, 2) // whose neighbours are far from the first one
+		near(2)
+		require.Empty(t, back.asked())
+		require.Less(t, l.Stats().Present, files)
+
+		calm.Store(true)
+		require.NoError(t, <-done)
+		require.Equal(t, files, l.Stats().Present)
+	})
+}
+
 func TestFillEndsWithItsContext(t *testing.T) {
 	b := blobOf(t, estargz.Options{}, numbered(100, 3000)...)
 	synctest.Test(t, func(t *testing.T) {
@@ -288,6 +330,7 @@ func TestHurry(t *testing.T) {
 		synctest.Wait()
 		_, _, hurried = f.told()
 		require.Equal(t, 1, hurried)
+		require.Equal(t, uint32(3), l.cursor.Load(), "behind the file that is waited for")
 		close(arrive)
 		require.NoError(t, <-done)
 		require.NoError(t, <-done)

@@ -77,6 +77,7 @@ func (l *Layer) begin(ctx context.Context, c uint32, e errand) trip {
 		r.begin(ctx, c, f)
 	} else if e.priority == wanted {
 		f.run.hurry()
+		l.cursor.Store(c + 1)
 	}
 	return trip{r, f, mine}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -66,21 +67,15 @@ func (s *sweep) run(ctx context.Context, workers int) error {
 
 func (s *sweep) work(ctx context.Context) error {
 	for s.left() {
-		e := s.errand
-		if e.priority == background {
-			soon, err := s.layer.store.pace(ctx)
-			if err != nil {
-				return err
-			}
-			if soon {
-				e.priority = prefetched
-			}
+		e, err := s.turn(ctx)
+		if err != nil {
+			return err
 		}
 		c, t, ok := s.begin(ctx, e)
 		if !ok {
 			return nil
 		}
-		err := s.layer.await(ctx, c, t)
+		err = s.layer.await(ctx, c, t)
 		if err != nil && !errors.Is(err, errCorrupt) {
 			return err
 		}
@@ -94,6 +89,52 @@ func (s *sweep) work(ctx context.Context) error {
 	return nil
 }
 
+// turn waits until it is time for the next chunk, and says how urgent it is.
+// While somebody waits for one file after the other, what is near the last one
+// is likely to be next, and what is not would hold it up on the line.
+func (s *sweep) turn(ctx context.Context) (errand, error) {
+	e := s.errand
+	for e.priority == background {
+		soon, err := s.layer.store.pace(ctx)
+		if err != nil || !soon {
+			return e, err
+		}
+		if s.near() {
+			e.priority = prefetched
+			break
+		}
+		select {
+		case <-time.After(lookAgain):
+		case <-ctx.Done():
+			return e, context.Cause(ctx)
+		}
+	}
+	return e, nil
+}
+
+// nearBy is how many bytes of the blob are near. A cold import of pandas at 80 ms
+// and 100 Mbit/s fetches 74 MB with it and 86 without, and takes half a second
+// less of ten; 5 and 14 MiB do much the same.
+const nearBy = 8 << 20
+
+// lookAgain is how often it is looked at whether something else was wanted.
+const lookAgain = 25 * time.Millisecond
+
+// near says whether the next chunk is near what was wanted last.
+func (s *sweep) near() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.follow()
+	c, _, ok := s.next()
+	if !ok {
+		return true // there is none
+	}
+	x := s.layer.index
+	wanted := min(s.layer.cursor.Load(), x.Chunks-1)
+	distance := x.chunk(c).Offset - x.chunk(wanted).Offset
+	return -nearBy <= distance && distance <= nearBy
+}
+
 // left says whether anything is missing.
 func (s *sweep) left() bool { return !s.layer.allHere(0, s.until) }
 
@@ -103,7 +144,11 @@ func (s *sweep) begin(ctx context.Context, e errand) (c uint32, t trip, ok bool)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.follow()
-	if c, ok = s.next(); ok {
+	c, fresh, ok := s.next()
+	if fresh {
+		s.at = c + 1
+	}
+	if ok {
 		s.taken[c] = true
 		t = s.layer.begin(ctx, c, e)
 	}
@@ -128,21 +173,21 @@ func (s *sweep) follow() {
 	}
 }
 
-// next returns the next chunk that nobody is getting yet. When all that are
-// missing are on their way it is one to wait for, if no other worker does.
-func (s *sweep) next() (c uint32, ok bool) {
+// next returns the next chunk, a fresh one that nobody is getting yet. When all
+// that are missing are on their way it is one to wait for, if no other worker
+// does.
+func (s *sweep) next() (c uint32, fresh, ok bool) {
 	for i := range s.until {
 		next := (s.at + i) % s.until
 		if s.layer.present.has(next) || s.taken[next] || s.corrupt[next] != nil {
 			continue
 		}
+		if !s.layer.store.flights.has(s.layer.index.chunk(next).Digest) {
+			return next, true, true
+		}
 		if !ok {
 			c, ok = next, true
 		}
-		if !s.layer.store.flights.has(s.layer.index.chunk(next).Digest) {
-			c, s.at = next, next+1
-			break
-		}
 	}
-	return c, ok
+	return c, false, ok
 }
