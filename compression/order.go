@@ -16,8 +16,8 @@ import (
 )
 
 // labelOrdered begins the label by which a blob that a layer was ordered to is
-// found again. The options and the order end it. It is also a reference, so that the blob lives
-// as long as its layer.
+// found again. The options and the order end it. It is also a reference, so that
+// the blob lives as long as its layer.
 const labelOrdered = "containerd.io/gc.ref.content.buildkitd-esgz.ordered-"
 
 // A Layer is an eStargz layer in the content store, opened.

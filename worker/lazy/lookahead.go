@@ -22,9 +22,8 @@ const tailSize = 512 << 10
 const tocAhead = 4 << 20
 
 // lookahead fetches the ends of blobs, with their TOCs, before they are asked
-// for. BuildKit
-// prepares one layer after the other, and tells with the first which will
-// follow. It is safe for concurrent use.
+// for. BuildKit prepares one layer after the other, and tells with the first which
+// will follow. It is safe for concurrent use.
 type lookahead struct {
 	ctx   context.Context // ends with the daemon
 	close context.CancelFunc
