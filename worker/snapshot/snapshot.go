@@ -65,6 +65,9 @@ type Snapshotter struct {
 	snapshots.Snapshotter // containerd's, over overlayfs
 	lazy                  Lazy
 
+	// targets are held while lazy snapshots of these names are made.
+	targets names
+
 	// removing is held while snapshots or their directories go away.
 	removing sync.Mutex
 
@@ -147,6 +150,8 @@ func (s *Snapshotter) prepareLazy(ctx context.Context, target, parent string, la
 	if err := s.lazy.Fetch(ctx, id, labels); err != nil {
 		return err
 	}
+	// Images that share a base ask for the same snapshots at once.
+	defer s.targets.lock(target)()
 	if err := s.commitEmpty(ctx, target, parent, labels); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -178,6 +179,26 @@ func TestLazySnapshots(t *testing.T) {
 	// A second time, as after a crash between this snapshotter and its caller.
 	prepare(t, s, "base", "top")
 	require.Equal(t, 2, mountsBelow(t, root))
+}
+
+// Images that share a base ask for its snapshots at the same time.
+func TestSameTarget(t *testing.T) {
+	needRoot(t)
+	s := open(t, t.TempDir(), newLazy(t))
+	for round := range 10 {
+		target := fmt.Sprint("base-", round)
+		errs := make([]error, 8)
+		var wg sync.WaitGroup
+		for i := range errs {
+			wg.Go(func() { _, errs[i] = s.Prepare(t.Context(), fmt.Sprint("tmp-", target, i), "", wanted(target)) })
+		}
+		wg.Wait()
+		for _, err := range errs {
+			require.True(t, errdefs.IsAlreadyExists(err), "%v", err)
+		}
+		require.Equal(t, target, read(t, s, target, "file"))
+	}
+	require.Empty(t, s.targets.held)
 }
 
 func TestNotLazy(t *testing.T) {
