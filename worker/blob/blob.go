@@ -19,6 +19,7 @@ type Blob struct {
 	roster roster
 	spool  spool
 	peer   atomic.Pointer[peer] // who answered last
+	size   atomic.Int64         // as told with the last range that came; zero if not
 }
 
 // A Source is a place where a blob lies: a repository with the hosts that serve

@@ -69,7 +69,7 @@ func refusal(err error) bool {
 	return slices.ContainsFunc(final, func(f error) bool { return errors.Is(err, f) })
 }
 
-var final = []error{docker.ErrInvalidAuthorization, errRange, errNobody}
+var final = []error{docker.ErrInvalidAuthorization, errRange, errNobody, errSpoolFull}
 
 // overloaded tells whether a status stands for a server that may do better
 // later.

@@ -145,6 +145,10 @@ func (h *host) tail(ctx context.Context, n int64, stall time.Duration) (*reply, 
 	if err == nil && r.size == unknown {
 		r.size = size
 	}
+	if err == nil && !r.whole && r.size != size {
+		r.Close()
+		return nil, &fault{fmt.Sprintf("the size of the blob is %d, then %d", size, r.size)}
+	}
 	return r, err
 }
 

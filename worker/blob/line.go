@@ -16,6 +16,7 @@ type Line struct {
 	queue   queue
 	counts  counts
 	peers   sync.Map // string, the registry's host, to *peer
+	spools  budget   // of bytes on disk
 }
 
 // Options are those of a line. The zero value works.
@@ -59,7 +60,9 @@ func NewLine(o Options) *Line {
 	if o.Stall <= 0 {
 		o.Stall = 10 * time.Second
 	}
-	return &Line{options: o, queue: queue{connections: o.Connections}}
+	l := &Line{options: o, queue: queue{connections: o.Connections}}
+	l.spools.left.Store(maxSpooled)
+	return l
 }
 
 // Open returns the blob with a digest, which lies in one or more places, best
@@ -67,7 +70,7 @@ func NewLine(o Options) *Line {
 func (l *Line) Open(d digest.Digest, sources ...Source) *Blob {
 	b := &Blob{digest: d, line: l}
 	b.roster.blob = b
-	b.spool.dir = l.options.TempDir
+	b.spool.dir, b.spool.budget = l.options.TempDir, &l.spools
 	b.Renew(sources...)
 	return b
 }

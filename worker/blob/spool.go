@@ -2,12 +2,31 @@ package blob
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
+
+// maxSpooled is how many bytes all spools of a line may hold.
+const maxSpooled = 4 << 30
+
+var errSpoolFull = errors.New("the server knows no ranges, and there is no room for all of the blob")
+
+// A budget is bytes that may still be taken.
+type budget struct{ left atomic.Int64 }
+
+// take takes n bytes, or says that there are not as many.
+func (b *budget) take(n int64) bool {
+	if b.left.Add(-n) >= 0 {
+		return true
+	}
+	b.left.Add(n)
+	return false
+}
 
 // keepSpool is how long a whole blob, or what came of it, is kept after its
 // last use.
@@ -17,7 +36,8 @@ const keepSpool = time.Minute
 // blob is downloaded once, by the first who wants something of it, instead of
 // once for each range. The file has no name, so that nothing is left of it.
 type spool struct {
-	dir string
+	dir    string
+	budget *budget
 
 	mu       sync.Mutex
 	file     *os.File // nil until something was written
@@ -103,9 +123,10 @@ func (s *spool) begin(t *turn) bool {
 
 // fill takes the blob from its start on and returns how much of it is new. If
 // it breaks, the next one's beginning is skipped: to that server ranges mean
-// nothing.
-func (s *spool) fill(h *host, body io.Reader) (int64, error) {
-	n, err := s.add(body)
+// nothing. Size is that of the blob, which ends there whatever the server
+// sends, or unknown.
+func (s *spool) fill(h *host, body io.Reader, size int64) (int64, error) {
+	n, err := s.add(body, size)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.have += n
@@ -117,7 +138,7 @@ func (s *spool) fill(h *host, body io.Reader) (int64, error) {
 }
 
 // add appends to the file what it does not have yet. Only the filler writes.
-func (s *spool) add(body io.Reader) (int64, error) {
+func (s *spool) add(body io.Reader, size int64) (int64, error) {
 	if s.file == nil {
 		file, err := os.CreateTemp(s.dir, "blob-")
 		if err != nil {
@@ -128,12 +149,38 @@ func (s *spool) add(body io.Reader) (int64, error) {
 		s.file, s.have = file, 0
 		s.mu.Unlock()
 	}
+	if s.budget.left.Load() <= 0 {
+		return 0, errSpoolFull
+	}
 	if n, err := io.CopyN(io.Discard, body, s.have); err == io.EOF {
 		return 0, &fault{fmt.Sprintf("a blob of %d bytes, of which %d came before", n, s.have)}
 	} else if err != nil {
 		return 0, err
 	}
-	return io.Copy(io.NewOffsetWriter(s.file, s.have), body)
+	to := &budgeted{io.NewOffsetWriter(s.file, s.have), s.budget}
+	if size == unknown {
+		return io.Copy(to, body)
+	}
+	n, err := io.CopyN(to, body, size-s.have)
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// budgeted writes as long as there is a budget.
+type budgeted struct {
+	io.Writer
+	budget *budget
+}
+
+func (w *budgeted) Write(p []byte) (int, error) {
+	if !w.budget.take(int64(len(p))) {
+		return 0, errSpoolFull
+	}
+	n, err := w.Writer.Write(p)
+	w.budget.left.Add(int64(len(p) - n))
+	return n, err
 }
 
 // drop forgets the blob, because it is wrong.
@@ -156,5 +203,6 @@ func (s *spool) dropIdle() {
 // clear closes the file. Streams that still read it ask the host again.
 func (s *spool) clear() {
 	s.file.Close()
+	s.budget.left.Add(s.have)
 	s.file, s.have, s.complete = nil, 0, false
 }

@@ -70,6 +70,7 @@ func (s *Stream) Relax() { s.turn.lower(Prefetch) }
 func (s *Stream) Corrupt() {
 	s.blob.line.counts.corrupt.Add(1)
 	s.blob.spool.drop()
+	s.blob.size.Store(0)
 	if s.host != nil {
 		s.host.suspect()
 		s.blob.roster.failed(s.host)
@@ -157,8 +158,13 @@ func (s *Stream) ask() (err error) {
 	if s.reply.whole {
 		return s.spool()
 	}
+	if s.reply.size != unknown {
+		s.blob.size.Store(s.reply.size)
+	}
 	if s.rest.off == suffix {
-		s.rest = s.reply.at
+		// The reply may be shorter than what was asked for.
+		n := min(s.rest.n, s.reply.size)
+		s.rest = span{s.reply.size - n, n}
 	}
 	return nil
 }
@@ -170,7 +176,11 @@ func (s *Stream) spool() error {
 		s.drop()
 		return nil // somebody else does
 	}
-	n, err := spool.fill(s.host, pull(s.pull))
+	size := s.reply.size
+	if size == unknown {
+		size = cmp.Or(s.blob.size.Load(), unknown)
+	}
+	n, err := spool.fill(s.host, pull(s.pull), size)
 	if n > 0 {
 		s.heard, s.trial = time.Now(), trial{}
 	}

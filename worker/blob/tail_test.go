@@ -37,6 +37,12 @@ func TestTail(t *testing.T) {
 			}
 			return false
 		}, []string{"bytes=-100", "bytes=900-999"}, []string{"bytes=0-0", "bytes=900-999"}},
+		"piece by piece": {func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Header.Get("Range") == "bytes=900-999" {
+				r.Header.Set("Range", "bytes=900-949")
+			}
+			return isSuffix(r) && status(416, "Content-Range", "bytes */1000")(w, r)
+		}, []string{"bytes=-100", "bytes=900-999", "bytes=950-999"}, []string{"bytes=0-0", "bytes=900-999", "bytes=950-999"}},
 		"refused": {ifSuffix(status(416)),
 			[]string{"bytes=-100", "bytes=0-0", "bytes=900-999"}, []string{"bytes=0-0", "bytes=900-999"}},
 		"a bad request": {ifSuffix(status(400)),
@@ -286,6 +292,47 @@ func TestUnrangedCancelled(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 	wantRange(t, b, blob, 0, 10)
 	require.Len(t, r.seen(), 2)
+}
+
+// endless answers every range with a body that does not end.
+func endless(w http.ResponseWriter, r *http.Request) bool {
+	w.WriteHeader(http.StatusOK)
+	for {
+		if _, err := w.Write(make([]byte, 64<<10)); err != nil {
+			return true
+		}
+	}
+}
+
+// A body without an end does not fill the disk.
+func TestEndless(t *testing.T) {
+	t.Parallel()
+	r := serve(t, contents(1000), endless)
+	b := r.open(impatient)
+	const room = 1 << 20
+	b.line.spools.left.Store(room)
+	e := wantError(t, b)
+	require.ErrorIs(t, e, errSpoolFull)
+	require.Equal(t, r.name(), e.Host)
+	require.False(t, e.Temporary())
+	require.LessOrEqual(t, b.spool.have, int64(room))
+	b.spool.dropIdle()
+	require.EqualValues(t, room, b.line.spools.left.Load())
+}
+
+// Where the size of the blob is known, it ends there.
+func TestEndlessOfAKnownSize(t *testing.T) {
+	t.Parallel()
+	blob := contents(1000)
+	r := serve(t, blob, after(1, func(w http.ResponseWriter, _ *http.Request) bool {
+		w.WriteHeader(http.StatusOK)
+		w.Write(blob)
+		return endless(w, nil)
+	}))
+	b := r.open(impatient)
+	wantRange(t, b, blob, 0, 100)
+	wantRange(t, b, blob, 500, 100)
+	require.EqualValues(t, 1000, b.spool.have)
 }
 
 func (s *spool) dropped() bool {
