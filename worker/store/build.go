@@ -269,6 +269,6 @@ func (b *builder) newNode(e *estargz.Entry) (Node, error) {
 
 // size estimates the bytes that are in use, with those that finish will need.
 func (b *builder) size() int {
-	const perNode, perName, perChunk = 64, 20 + 8 + 12, 64 + 12 + 16
+	const perNode, perName, perChunk = 64 + 4, 20 + 8 + 12, 64 + 12 + 16
 	return len(b.nodes)*perNode + len(b.names)*perName + len(b.table)*4 + 2*len(b.base) + len(b.text) + len(b.chunks)*perChunk
 }

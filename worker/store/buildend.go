@@ -62,9 +62,9 @@ func (b *builder) finish(size int64) (*index, error) {
 		return nil, err
 	}
 	b.table = nil
+	b.dropReplaced()
 	x := &index{nodes: b.nodes, chunks: b.chunks, text: b.text}
 	x.sortNames(b)
-	x.dropChunks(&b.prefetch)
 	x.sortChunks()
 	x.header = header{
 		Flags:     b.flags,
@@ -113,23 +113,43 @@ func (x *index) sortNames(b *builder) {
 	x.entries = append(x.entries, entry{Name: uint32(len(x.names))})
 }
 
-// dropChunks drops those that no name leads to.
-func (x *index) dropChunks(prefetch *int) {
-	kept, before := x.chunks[:0], *prefetch
-	for i, c := range x.chunks {
-		f := &x.nodes[c.Node]
-		if f.Links == 0 {
+// dropReplaced drops the nodes whose names later entries took, with their
+// chunks, and numbers the others anew: each node of an index has a name, and
+// whoever goes by numbers finds the files that others find by names.
+func (b *builder) dropReplaced() {
+	number, kept := make([]Node, len(b.nodes)), b.nodes[:0]
+	for i, n := range b.nodes {
+		if n.Links > 0 {
+			number[i] = Node(len(kept))
+			kept = append(kept, n)
+		}
+	}
+	if len(kept) == len(number) {
+		return
+	}
+	isKept := func(old Node) bool { return number[old] > 0 || old == Root }
+	b.nodes = kept
+	for i := range b.nodes {
+		b.nodes[i].Parent = uint32(number[b.nodes[i].Parent])
+	}
+	for i := range b.names {
+		b.names[i].node, b.names[i].dir = number[b.names[i].node], number[b.names[i].dir]
+	}
+	chunks, before := b.chunks[:0], b.prefetch
+	for i, c := range b.chunks {
+		if !isKept(c.Node) {
 			if i < before {
-				*prefetch--
+				b.prefetch--
 			}
 			continue
 		}
+		c.Node = number[c.Node]
 		if c.At == 0 {
-			f.First = uint32(len(kept))
+			b.nodes[c.Node].First = uint32(len(chunks))
 		}
-		kept = append(kept, c)
+		chunks = append(chunks, c)
 	}
-	x.chunks = kept
+	b.chunks = chunks
 }
 
 // sortChunks makes the table that finds chunks by their digest. Of one digest

@@ -35,7 +35,7 @@ type index struct {
 
 // indexMagic changes with the format. Numbers are in the order of the machine:
 // an index stays where it was made.
-var indexMagic = [8]byte{'e', 's', 'g', 'z', 'i', 'd', 'x', '1'}
+var indexMagic = [8]byte{'e', 's', 'g', 'z', 'i', 'd', 'x', '2'}
 
 type header struct {
 	Magic     [8]byte
@@ -59,7 +59,7 @@ const (
 // opaque is set in the mode of a directory that hides what lies below it.
 const opaque = 1 << 31
 
-// A node is a file.
+// A node is a file. Each has a name in a directory, except for the root.
 type node struct {
 	Size   int64
 	Mtime  int64 // seconds since 1970
@@ -68,7 +68,7 @@ type node struct {
 	Mode   uint32
 	UID    uint32
 	GID    uint32
-	Links  uint32 // zero for a file whose names were all taken by later ones
+	Links  uint32
 	Rdev   uint32
 	First  uint32 // of a directory its first entry, of a file its first chunk, of a symlink its target in the text
 	Count  uint32 // of these entries, chunks, bytes

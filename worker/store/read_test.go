@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path"
@@ -34,22 +35,25 @@ func find(t testing.TB, l *Layer, name string) Node {
 	return n
 }
 
-// files returns the regular files of a layer.
-func files(l *Layer) map[string]Node {
+// names returns the nodes of a layer by their paths, without the root.
+func names(l *Layer) map[string]Node {
 	all := map[string]Node{}
 	var visit func(n Node, name string)
 	visit = func(n Node, name string) {
 		for _, e := range l.Entries(n, 0) {
 			name := path.Join(name, e.Name)
-			switch l.Attr(e.Node).Mode & unix.S_IFMT {
-			case unix.S_IFDIR:
-				visit(e.Node, name)
-			case unix.S_IFREG:
-				all[name] = e.Node
-			}
+			all[name] = e.Node
+			visit(e.Node, name)
 		}
 	}
 	visit(Root, "")
+	return all
+}
+
+// files returns the regular files of a layer.
+func files(l *Layer) map[string]Node {
+	all := names(l)
+	maps.DeleteFunc(all, func(_ string, n Node) bool { return l.Attr(n).Mode&unix.S_IFMT != unix.S_IFREG })
 	return all
 }
 
