@@ -12,8 +12,8 @@
 // here, and nothing forgotten.
 //
 // What has no answer is answered with ENOSYS, which the kernel takes as an
-// answer for good: opening and closing of directories, flushing, xattrs of a
-// layer without any, and, where there is no passthrough, opening of files.
+// answer for good: opening and closing of directories, flushing and, where
+// there is no passthrough, opening of files.
 //
 // # Passthrough
 //

@@ -1,6 +1,7 @@
 package lazyfs
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -30,13 +31,36 @@ func TestXattrs(t *testing.T) {
 	require.ErrorIs(t, err, unix.ERANGE)
 }
 
-// TestNoXattrs is about a layer without any: programs that list them get none,
-// and no error.
+// TestNoXattrs asks for what is not there, through an overlay: of a layer
+// without xattrs, and of one with some elsewhere. The answers are those of an
+// unpacked layer.
 func TestNoXattrs(t *testing.T) {
-	dir := mounted(t, layerOf(file("file", "")), Options{})
-	require.Empty(t, listXattrs(t, dir, "file"))
-	_, err := unix.Lgetxattr(filepath.Join(dir, "file"), "user.any", nil)
-	require.ErrorIs(t, err, unix.EOPNOTSUPP)
+	unpacked := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(unpacked, "file"), nil, 0o644))
+	require.NoError(t, os.Mkdir(filepath.Join(unpacked, "dir"), 0o755))
+	without := []part{file("file", ""), dir("dir")}
+	elsewhere := append([]part{file("other", ""), xattr("other", "user.any", "1")}, without...)
+	want := overlaid(t, "", unpacked)
+	for name, layer := range map[string]*fake{"without": layerOf(without...), "elsewhere": layerOf(elsewhere...)} {
+		t.Run(name, func(t *testing.T) {
+			got := overlaid(t, "", mounted(t, layer, Options{}))
+			for _, file := range []string{"file", "dir"} {
+				for _, key := range []string{"user.any", "trusted.any", "security.capability", "system.posix_acl_access", "system.posix_acl_default"} {
+					require.Equal(t, absent(want, file, key), absent(got, file, key), "%s of the %s", key, file)
+				}
+			}
+		})
+	}
+}
+
+// absent is what a file answers to who asks for an xattr that it has not, lists
+// them, and removes it.
+func absent(dir, name, key string) (errs [3]error) {
+	path := filepath.Join(dir, name)
+	_, errs[0] = unix.Lgetxattr(path, key, nil)
+	_, errs[1] = unix.Llistxattr(path, nil)
+	errs[2] = unix.Lremovexattr(path, key)
+	return errs
 }
 
 // TestOverlayXattrs is about those that overlayfs takes for its own: a layer
