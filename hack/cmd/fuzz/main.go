@@ -75,6 +75,11 @@ func build(ctx context.Context, dir string, match *regexp.Regexp) ([]target, err
 	if err != nil {
 		return nil, err
 	}
+	goCache, err := exec.CommandContext(ctx, "go", "env", "GOCACHE").Output()
+	if err != nil {
+		return nil, fmt.Errorf("go env GOCACHE: %w", err)
+	}
+	corpus := filepath.Join(strings.TrimSpace(string(goCache)), "fuzz", "buildkitd-esgz")
 	var targets []target
 	for i, pkg := range dirs {
 		start := time.Now()
@@ -91,7 +96,7 @@ func build(ctx context.Context, dir string, match *regexp.Regexp) ([]target, err
 		log.Printf("built %s: %.0fs", filepath.Base(pkg), time.Since(start).Seconds())
 		for name := range strings.FieldsSeq(string(list)) {
 			if match.MatchString(name) {
-				targets = append(targets, target{name: name, dir: pkg, binary: binary, cache: filepath.Join(dir, "corpus")})
+				targets = append(targets, target{name: name, dir: pkg, binary: binary, cache: filepath.Join(corpus, filepath.Base(pkg))})
 			}
 		}
 	}
