@@ -22,12 +22,7 @@ step() {
     local text=$1 log start=$SECONDS status=0
     shift
     log=$(mktemp)
-    # Job control gives the step a process group, so that clean_up can end all
-    # of it.
-    set -m
-    "$@" >"$log" 2>&1 </dev/null &
-    set +m
-    step_group=$!
+    in_group "$@" >"$log" 2>&1
     while kill -0 "$step_group" 2>/dev/null; do
         [ ! -t 2 ] || printf '\r    %s ... %ds ' "$text" $((SECONDS - start)) >&2
         sleep 0.2
@@ -45,6 +40,15 @@ step() {
     return "$status"
 }
 
+# in_group COMMAND...: starts it in a process group of its own, $step_group, so
+# that clean_up can end all of it.
+in_group() {
+    set -m
+    "$@" </dev/null &
+    set +m
+    step_group=$!
+}
+
 # scratch makes $work, a directory that is gone when the script ends, as is all
 # that was mounted below it.
 scratch() {
@@ -57,7 +61,10 @@ scratch() {
 clean_up() {
     local status=$? i
     trap '' INT TERM HUP
-    [ -z "$step_group" ] || kill -TERM -- "-$step_group" 2>/dev/null || true
+    if [ -n "$step_group" ]; then
+        kill -TERM -- "-$step_group" 2>/dev/null || true
+        stop "$step_group"
+    fi
     [ -z "${CONTAINERD_ADDRESS:-}" ] || end_containers
     # The last one started goes first, since it uses the others.
     for ((i = ${#served[@]} - 1; i >= 0; i--)); do
@@ -70,6 +77,14 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
+# contained COMMAND...: takes the place of the shell, with processes and mounts
+# of its own. When it ends, or the shell's parent does, however that be, the
+# kernel ends and unmounts what is left of them: servers, containers, mounts.
+contained() {
+    exec setpriv --pdeathsig KILL unshare --pid --fork --kill-child --mount-proc \
+        --mount --propagation private -- "$@"
+}
+
 # end_containers: a container outlives the command that runs it, and containerd.
 end_containers() {
     "$bin/ctr" tasks ls -q 2>/dev/null | while read -r id; do
@@ -81,7 +96,8 @@ remove_scratch() {
     # Deepest mounts first.
     awk -v dir="$work/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo |
         sort -r | while read -r dir; do umount -l "$dir"; done
-    rm -rf "$work"
+    # Those that were killed may have been writing.
+    rm -rf "$work" || { sleep 2 && rm -rf "$work"; }
 }
 
 # stop PID: asks it to end, and kills it when it has not after ten seconds.
