@@ -43,6 +43,31 @@ var (
 	arm64 = platforms.MustParse("linux/arm64")
 )
 
+// A fakeMarker says how a command is recorded in its output, for all to see.
+type fakeMarker struct{}
+
+func (fakeMarker) Mark(exec *pb.ExecOp, r Recording) error {
+	at := slices.IndexFunc(exec.Mounts, func(m *pb.Mount) bool { return m.Dest == testDir })
+	if at >= 0 && !strings.HasPrefix(exec.Mounts[at].ResultID, testMark) {
+		return errors.New("something is there")
+	}
+	if at < 0 {
+		at = len(exec.Mounts)
+		exec.Mounts = append(exec.Mounts, &pb.Mount{Input: int64(pb.Empty), Dest: testDir, Output: int64(at)})
+	}
+	exec.Mounts[at].ResultID = fmt.Sprintf("%s=%t %s %s %s", testMark, r.Workload, r.Period, r.Idle, r.Ready)
+	return nil
+}
+
+func (fakeMarker) Output(exec *pb.ExecOp) *pb.Mount {
+	for _, m := range exec.GetMounts() {
+		if m.Dest == testDir && strings.HasPrefix(m.ResultID, testMark) {
+			return m
+		}
+	}
+	return nil
+}
+
 // A fakeBridge builds nothing. A marked command "reads" one file, named as the
 // command.
 type fakeBridge struct {
@@ -224,11 +249,8 @@ func dockerfiles() frontend.Frontend {
 // options are those of a daemon on linux/amd64.
 func options() Options {
 	return Options{
-		Requests: NewRequests("estargz"),
-		Mark: func(r Recording) string {
-			return fmt.Sprintf("%s=%t %s %s %s", testMark, r.Workload, r.Period, r.Idle, r.Ready)
-		},
-		Dir:         testDir,
+		Requests:    NewRequests("estargz"),
+		Marker:      fakeMarker{},
 		File:        "profile",
 		SummaryFile: "summary",
 		Complaint:   func(summary []byte) string { return string(summary) },

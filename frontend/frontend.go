@@ -8,7 +8,7 @@
 // # Workloads
 //
 // The entrypoint is a command on top of the finished target. A RUN step is
-// recorded while the build needs it anyway: its operation gets the mark and one
+// recorded while the build needs it anyway: its operation gets a mark, which is one
 // output more, and the root filesystem that it leaves is the one it would have
 // left. It is cached apart from the same step without a mark. The steps of a
 // stage are taken out of a second solve by the same frontend and put on top of
@@ -38,17 +38,25 @@ import (
 // Options connect a frontend with the rest of the daemon. All are required.
 type Options struct {
 	Requests *Requests
-	// Mark returns the environment entry, name=value, that makes the worker
-	// record a command.
-	Mark func(Recording) string
-	// Dir is where a marked command has the output for its profile, File what
-	// the worker writes there, SummaryFile how the recording went.
-	Dir, File, SummaryFile string
+	Marker   Marker
+	// File is what the worker writes into the output of a marked command,
+	// SummaryFile how the recording went.
+	File, SummaryFile string
 	// Complaint returns what the user should know of a recording by its
 	// summary, "" if all went well.
 	Complaint func(summary []byte) string
 	// Platforms returns which platforms can run here.
 	Platforms func() []ocispecs.Platform
+}
+
+// A Marker makes the worker record commands. Nobody else can make its marks.
+type Marker interface {
+	// Mark marks a command, in the place of a mark that it has. A command that
+	// cannot be marked stays as it is, and the error says why.
+	Mark(*pb.ExecOp, Recording) error
+	// Output returns the mount of a marked command that becomes the profile, nil
+	// for a command without a mark of this Marker.
+	Output(*pb.ExecOp) *pb.Mount
 }
 
 // A Recording says how a command is recorded.

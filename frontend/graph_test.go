@@ -18,6 +18,8 @@ func graphOf(t *testing.T, st llb.State) *graph {
 	return g
 }
 
+func testMarkOf(ready string) mark { return mark{fakeMarker{}, Recording{Ready: ready}} }
+
 func run(st llb.State, command string) llb.ExecState {
 	return st.Run(llb.Args(strings.Fields(command)))
 }
@@ -87,7 +89,7 @@ func TestParseHostile(t *testing.T) {
 			g, err := parse(encode(op, input(op, index)))
 			require.NoError(t, err)
 			require.Empty(t, g.steps())
-			_, err = mark{env: "A=b", dir: "/d"}.steps(g, g.steps())
+			_, err = testMarkOf("b").steps(g, g.steps())
 			if len(op.Inputs) > 0 {
 				require.ErrorContains(t, err, "without its input unknown")
 			}
@@ -99,29 +101,28 @@ func TestMarkKeepsWhatItDoesNotTouch(t *testing.T) {
 	one := run(llb.Scratch().File(llb.Mkdir("/a", 0o700), llb.IgnoreCache), "one").Root()
 	g := graphOf(t, run(one, "two").Root())
 	steps := g.steps()
-	r, err := mark{env: "M=x=y", dir: "/d"}.steps(g, steps[1:])
+	r, err := testMarkOf("x").steps(g, steps[1:])
 	require.NoError(t, err)
 
 	require.Equal(t, steps[0], r.became[steps[0]], "the first step stays as it is")
 	require.NotEqual(t, steps[1], r.became[steps[1]])
 	require.True(t, r.to.ignoresCache())
 	exec := r.to.ops[r.became[steps[1]]].GetExec()
-	require.Contains(t, exec.Meta.Env, "M=x=y")
-	require.True(t, exec.Mounts[1].EqualVT(&pb.Mount{Input: -1, Dest: "/d", Output: 1}))
+	require.EqualValues(t, 1, testMarkOf("x").Output(exec).Output)
 	require.Nil(t, g.ops[steps[1]].GetExec().GetMounts()[0].CacheOpt)
 	require.Len(t, g.ops[steps[1]].GetExec().Mounts, 1, "the original is as it was")
 }
 
 func TestMarkUnmarkedIsTheSameDefinition(t *testing.T) {
 	g := graphOf(t, run(run(llb.Scratch(), "one").Root(), "two").Root())
-	r, err := mark{}.steps(g, nil)
+	r, err := testMarkOf("").steps(g, nil)
 	require.NoError(t, err)
 	require.Equal(t, g.head.Digest, r.to.head.Digest)
 }
 
 // A linked target of bake begins with the marked steps of another build.
 func TestMarkedBeforeStaysAsItIs(t *testing.T) {
-	m := mark{env: "M=x", dir: "/d"}
+	m := testMarkOf("x")
 	g := graphOf(t, run(run(llb.Scratch(), "one").Root(), "two").Root())
 	first, err := m.steps(g, g.steps())
 	require.NoError(t, err)
@@ -132,16 +133,19 @@ func TestMarkedBeforeStaysAsItIs(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, profiles, 2)
 
-	other, err := mark{env: "M=y", dir: "/d"}.steps(first.to, first.to.steps())
+	other, err := testMarkOf("y").steps(first.to, first.to.steps())
 	require.NoError(t, err)
 	exec := other.to.ops[digest.Digest(other.to.head.Digest)].GetExec()
 	require.Len(t, exec.Mounts, 2)
-	require.Equal(t, []string{"M=y"}, exec.Meta.Env)
+	require.Contains(t, exec.Mounts[1].ResultID, "y")
 }
 
-func TestForgedMarkIsReplaced(t *testing.T) {
-	g := graphOf(t, llb.Scratch().AddEnv("M", "forged").Run(llb.Args([]string{"one"})).Root())
-	r, err := mark{env: "M=real", dir: "/d"}.steps(g, g.steps())
+// A step that has something where the profile would be stays as it is.
+func TestUnmarkable(t *testing.T) {
+	step := llb.Scratch().Run(llb.Args([]string{"one"}), llb.AddMount(testDir, llb.Scratch(), llb.AsPersistentCacheDir("id", llb.CacheMountShared)))
+	g := graphOf(t, step.Root())
+	r, err := testMarkOf("x").steps(g, g.steps())
 	require.NoError(t, err)
-	require.Equal(t, []string{"M=real"}, r.to.ops[digest.Digest(r.to.head.Digest)].GetExec().Meta.Env)
+	require.Equal(t, g.head.Digest, r.to.head.Digest)
+	require.Nil(t, r.output(fakeMarker{}, g.steps()[0]))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/frontend"
@@ -63,6 +64,7 @@ func (j *job) buildTarget(ctx context.Context) error {
 	if j.built, err = j.mark(Recording{}).steps(g, j.steps); err != nil {
 		return err
 	}
+	j.steps = j.recordable(ctx, j.built, j.steps)
 	if len(j.steps) > 0 {
 		if err := j.swapMarked(ctx); err != nil {
 			return err
@@ -72,10 +74,22 @@ func (j *job) buildTarget(ctx context.Context) error {
 	return err
 }
 
+// recordable returns those of the steps that could be marked, and warns of the
+// others.
+func (j *job) recordable(ctx context.Context, r *rewriter, steps []digest.Digest) []digest.Digest {
+	return slices.DeleteFunc(steps, func(d digest.Digest) bool {
+		if r.output(j.f.opts.Marker, d) != nil {
+			return false
+		}
+		j.warn(ctx, &pb.Input{Digest: string(r.became[d])}, "a step cannot be recorded, for one of its mounts: %s", strings.Join(r.from.ops[d].GetExec().Meta.Args, " "))
+		return true
+	})
+}
+
 // swapMarked has the target built with marks, and what its attestations are
 // about as well, or it would be built a second time for them.
 func (j *job) swapMarked(ctx context.Context) error {
-	profiles, err := j.built.profiles(j.mark(Recording{}), j.steps)
+	profiles, err := j.built.profiles(j.f.opts.Marker, j.steps)
 	if err != nil {
 		return err
 	}
@@ -114,7 +128,7 @@ func (j *job) markAttestation(ctx context.Context, def *pb.Definition) (solver.R
 }
 
 func (j *job) recordSteps(ctx context.Context) error {
-	profiles, err := j.built.profiles(j.mark(Recording{}), j.steps)
+	profiles, err := j.built.profiles(j.f.opts.Marker, j.steps)
 	if err != nil {
 		return err
 	}
@@ -136,7 +150,7 @@ func (j *job) recordStage(ctx context.Context) error {
 	if len(own) == 0 {
 		j.warn(ctx, j.built.to.head, "stage %s adds no RUN step to the target", j.request.StageName)
 	}
-	profiles, err := r.profiles(j.mark(Recording{}), own)
+	profiles, err := r.profiles(j.f.opts.Marker, j.recordable(ctx, r, own))
 	if err != nil {
 		return err
 	}
@@ -234,7 +248,7 @@ func (j *job) origin() origin {
 }
 
 func (j *job) mark(r Recording) mark {
-	return mark{env: j.f.opts.Mark(r), dir: j.f.opts.Dir}
+	return mark{j.f.opts.Marker, r}
 }
 
 func (j *job) runs() bool {

@@ -2,20 +2,10 @@ package frontend
 
 import (
 	"fmt"
-	"slices"
-	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
 	digest "github.com/opencontainers/go-digest"
 )
-
-// A mark makes the worker record what a command reads. It is an environment
-// entry, as options, and a directory that the command leaves a profile in: one
-// more output, which the command itself does not see.
-type mark struct {
-	env string // name=value
-	dir string
-}
 
 // A rewriter copies operations from a graph into another. Those that change
 // get another digest, and so does everything that uses them; the others stay
@@ -69,17 +59,23 @@ func (r *rewriter) head() error {
 	return nil
 }
 
+// output returns what becomes the profile of a step of from, nil if it could not
+// be marked.
+func (r *rewriter) output(m Marker, step digest.Digest) *pb.Input {
+	now := r.became[step]
+	out := m.Output(r.to.ops[now].GetExec())
+	if out == nil {
+		return nil
+	}
+	return &pb.Input{Digest: string(now), Index: out.Output}
+}
+
 // profiles returns what builds the profiles of steps, which stand in from and
 // were marked on the way.
-func (r *rewriter) profiles(m mark, steps []digest.Digest) ([]*pb.Definition, error) {
+func (r *rewriter) profiles(m Marker, steps []digest.Digest) ([]*pb.Definition, error) {
 	var defs []*pb.Definition
 	for _, d := range steps {
-		now := r.became[d]
-		out := m.output(r.to.ops[now].GetExec())
-		if out == nil {
-			return nil, fmt.Errorf("step %s without a profile", now)
-		}
-		def, err := r.to.definition(&pb.Input{Digest: string(now), Index: out.Output})
+		def, err := r.to.definition(r.output(m, d))
 		if err != nil {
 			return nil, err
 		}
@@ -88,47 +84,18 @@ func (r *rewriter) profiles(m mark, steps []digest.Digest) ([]*pb.Definition, er
 	return defs, nil
 }
 
-// output returns the mount for the profile of a marked command, else nil.
-func (m mark) output(exec *pb.ExecOp) *pb.Mount {
-	for _, mount := range exec.GetMounts() {
-		if mount.Dest == m.dir && mount.Input == int64(pb.Empty) && mount.Output != int64(pb.SkipOutput) {
-			return mount
-		}
-	}
-	return nil
+// A mark is how a Marker marks commands.
+type mark struct {
+	Marker
+	recording Recording
 }
 
 // onto marks a command, unless it has this mark: a build may begin with the
-// result of another one that was profiled, as linked targets of bake do.
+// result of another one that was profiled, as linked targets of bake do. It
+// leaves one alone that cannot be marked.
 func (m mark) onto(exec *pb.ExecOp) (changed bool) {
-	marked := m.output(exec) != nil
-	if marked && slices.Contains(exec.Meta.Env, m.env) {
-		return false
-	}
-	name, _, _ := strings.Cut(m.env, "=")
-	exec.Meta.Env = append(slices.DeleteFunc(exec.Meta.Env, func(e string) bool {
-		return strings.HasPrefix(e, name+"=")
-	}), m.env)
-	if !marked {
-		exec.Mounts = append(exec.Mounts, &pb.Mount{
-			Input:  int64(pb.Empty),
-			Dest:   m.dir,
-			Output: outputsOf(exec),
-		})
-	}
-	return true
-}
-
-// outputsOf counts the outputs of a command, which BuildKit numbers in the
-// order of its mounts.
-func outputsOf(exec *pb.ExecOp) int64 {
-	var n int64
-	for _, m := range exec.Mounts {
-		if m.Output != int64(pb.SkipOutput) {
-			n++
-		}
-	}
-	return n
+	before := exec.CloneVT()
+	return m.Mark(exec, m.recording) == nil && !exec.EqualVT(before)
 }
 
 // these returns an edit that marks steps.

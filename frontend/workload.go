@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/client/llb"
 	"github.com/moby/buildkit/solver/pb"
+	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
@@ -58,6 +59,24 @@ func (w *workload) name() string {
 // runs on the root filesystem that g builds. It has no mounts, so no secrets
 // and no files of the builder, and nobody uses what it writes.
 func (w *workload) on(ctx context.Context, g *graph) (*pb.Definition, error) {
+	run, err := w.run(ctx, g)
+	if err != nil {
+		return nil, err
+	}
+	step := digest.Digest(run.head.Digest)
+	r, err := w.mark.steps(run, []digest.Digest{step})
+	if err != nil {
+		return nil, err
+	}
+	out := r.output(w.mark, step)
+	if out == nil {
+		return nil, fmt.Errorf("%s cannot be recorded", w.name())
+	}
+	return r.to.definition(out)
+}
+
+// run returns g with the workload on top.
+func (w *workload) run(ctx context.Context, g *graph) (*graph, error) {
 	root, err := g.definition(g.head)
 	if err != nil {
 		return nil, err
@@ -70,12 +89,11 @@ func (w *workload) on(ctx context.Context, g *graph) (*pb.Definition, error) {
 	if g.ignoresCache() {
 		options = append(options, llb.IgnoreCache)
 	}
-	out := llb.NewState(op).Run(options...).AddMount(w.mark.dir, llb.Scratch())
-	def, err := out.Marshal(ctx, llb.Platform(w.platform))
+	def, err := llb.NewState(op).Run(options...).Root().Marshal(ctx, llb.Platform(w.platform))
 	if err != nil {
 		return nil, err
 	}
-	return def.ToPB(), nil
+	return parse(def.ToPB())
 }
 
 func (w *workload) options() []llb.RunOption {
@@ -87,7 +105,7 @@ func (w *workload) options() []llb.RunOption {
 	if w.config.User != "" {
 		options = append(options, llb.User(w.config.User))
 	}
-	for _, e := range append(slices.Clone(w.config.Env), w.mark.env) {
+	for _, e := range w.config.Env {
 		name, value, _ := strings.Cut(e, "=")
 		options = append(options, llb.AddEnv(name, value))
 	}

@@ -26,6 +26,14 @@ func (e *watchedExecutor) Run(ctx context.Context, id string, root executor.Moun
 	return recorder, end(err)
 }
 
+// watched returns e, watched if there are lazy layers to read.
+func (o Options) watched(e executor.Executor) executor.Executor {
+	if o.layers == nil {
+		return e
+	}
+	return &watchedExecutor{Executor: e, layers: o.layers}
+}
+
 // watchedOp does so for what the daemon itself reads.
 type watchedOp struct {
 	solver.Op

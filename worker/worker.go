@@ -14,11 +14,15 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/cmd/buildkitd/config"
+	"github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/exporter"
 	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/llbsolver/cdidevices"
+	"github.com/moby/buildkit/solver/llbsolver/linuxresources"
+	"github.com/moby/buildkit/solver/llbsolver/ops"
+	"github.com/moby/buildkit/solver/pb"
 	bkworker "github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
 
@@ -52,8 +56,12 @@ type Options struct {
 	// leaves all exporters alone.
 	WrapExporter func(name string, e exporter.Exporter, store content.Store) exporter.Exporter
 
-	layers *lazy.Layers // nil without the lazy snapshotter
-	host   Host
+	// Marks are those of the commands whose reads are recorded. Nil records none.
+	Marks *record.Marks
+
+	layers   *lazy.Layers // nil without the lazy snapshotter
+	recorder *record.Recorder
+	host     Host
 }
 
 // decorated is BuildKit's worker with Options applied. The embedded worker is
@@ -68,9 +76,11 @@ type decorated struct {
 var _ bkworker.Worker = (*decorated)(nil)
 
 func newWorker(ctx context.Context, wopt base.WorkerOpt, opt Options) (bkworker.Worker, error) {
-	wopt.Executor = record.Wrap(wopt.Executor)
+	if opt.Marks != nil {
+		opt.recorder = record.NewRecorder(wopt.Executor, opt.Marks)
+	}
+	wopt.Executor = opt.watched(wopt.Executor)
 	if opt.layers != nil {
-		wopt.Executor = &watchedExecutor{Executor: wopt.Executor, layers: opt.layers}
 		defer keepLazy(&wopt, opt.layers)()
 	}
 	w, err := base.NewWorker(ctx, wopt)
@@ -90,15 +100,33 @@ func (d *decorated) Exporter(name string, sm *session.Manager) (exporter.Exporte
 }
 
 // ResolveOp returns BuildKit's operation. File operations, which the daemon does
-// itself, are watched if there are lazy layers to read. Others stay what they
-// are, since provenance looks at their types; those that run processes have the
-// executor.
+// itself, are watched if there are lazy layers to read. Commands that are marked
+// get an executor of their own, which records. Provenance looks at the types of
+// operations, so that a command stays BuildKit's.
 func (d *decorated) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm *session.Manager, proxy bkworker.ProxyOpt) (solver.Op, error) {
+	if op, ok := v.Sys().(*pb.Op); ok && op.GetExec() != nil && d.opt.recorder != nil {
+		if exec, by := d.opt.recorder.Resolve(op.GetExec()); exec != nil {
+			return d.execOp(v, exec, op.Platform, d.opt.watched(by), sm, proxy)
+		}
+	}
 	op, err := d.Worker.ResolveOp(v, s, sm, proxy)
 	if err != nil || d.opt.layers == nil || !isFileOp(v) {
 		return op, err
 	}
 	return &watchedOp{Op: op, layers: d.opt.layers}, nil
+}
+
+// execOp is what BuildKit's worker does for a command, with another executor.
+func (d *decorated) execOp(v solver.Vertex, exec *pb.ExecOp, platform *pb.Platform, by executor.Executor, sm *session.Manager, proxy bkworker.ProxyOpt) (solver.Op, error) {
+	var resources *pb.LinuxResources
+	if m, ok := v.Options().Metadata.(*linuxresources.Metadata); ok && m != nil {
+		resources = m.LinuxResources
+	}
+	proxied := proxy.Network && exec.Network != pb.NetMode_NONE
+	if proxied && proxy.Policy != nil {
+		by = &proxiedExecutor{Executor: by, policy: proxy.Policy}
+	}
+	return ops.NewExecOp(v, &pb.Op_Exec{Exec: exec}, platform, d.CacheMgr, d.ParallelismSem, sm, by, d.Worker, resources, proxied)
 }
 
 // Close closes the snapshotter as well, which BuildKit's worker leaves open: a

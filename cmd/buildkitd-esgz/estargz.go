@@ -10,6 +10,7 @@ import (
 	"github.com/buildkitd-esgz/buildkitd-esgz/exporter"
 	"github.com/buildkitd-esgz/buildkitd-esgz/frontend"
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker"
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/record"
 )
 
 // parts is where our packages meet BuildKit's: they do not know each other.
@@ -19,18 +20,21 @@ type parts struct {
 	compressors *estargz.Pool
 	// profiles are those that the exporters of running builds ask for.
 	profiles *frontend.Requests
+	// marks say between frontends and workers whose reads are recorded.
+	marks *record.Marks
 }
 
 func newParts() *parts {
 	return &parts{
 		compressors: estargz.NewPool(0, 0),
 		profiles:    frontend.NewRequests(compression.Name),
+		marks:       record.NewMarks(),
 	}
 }
 
 // worker is what we add to a worker.
 func (p *parts) worker() worker.Options {
-	return worker.Options{WrapExporter: p.exporter}
+	return worker.Options{WrapExporter: p.exporter, Marks: p.marks}
 }
 
 // exporter stands in for BuildKit's exporter of one -o.

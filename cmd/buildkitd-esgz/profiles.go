@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	bkfrontend "github.com/moby/buildkit/frontend"
+	"github.com/moby/buildkit/solver/pb"
 	bkworker "github.com/moby/buildkit/worker"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -19,8 +20,7 @@ func (p *parts) frontends(stock map[string]bkfrontend.Frontend, w bkworker.Worke
 	for name, f := range stock {
 		wrapped[name] = frontend.New(f, frontend.Options{
 			Requests:    p.profiles,
-			Mark:        mark,
-			Dir:         record.OutputDir,
+			Marker:      marker{p.marks},
 			File:        record.ProfileFile,
 			SummaryFile: record.SummaryFile,
 			Complaint:   complaint,
@@ -30,9 +30,16 @@ func (p *parts) frontends(stock map[string]bkfrontend.Frontend, w bkworker.Worke
 	return wrapped
 }
 
-// mark tells the executor what the frontend wants to have recorded.
-func mark(r frontend.Recording) string {
-	return record.Options{IgnoreExit: r.Workload, Period: r.Period, Idle: r.Idle, Ready: r.Ready}.Env()
+// A marker tells the worker what the frontend wants to have recorded.
+type marker struct{ marks *record.Marks }
+
+func (m marker) Mark(exec *pb.ExecOp, r frontend.Recording) error {
+	return m.marks.Put(exec, record.Options{IgnoreExit: r.Workload, Period: r.Period, Idle: r.Idle, Ready: r.Ready})
+}
+
+func (m marker) Output(exec *pb.ExecOp) *pb.Mount {
+	_, output := m.marks.Of(exec)
+	return output
 }
 
 // complaint says what went wrong with a recording that the build goes on

@@ -39,7 +39,7 @@ type sandbox struct {
 	merged string // where the root filesystem is mounted while somebody uses it
 	users  int    // of that mount
 	out    string // where the profile goes
-	plain  bool   // without a marker
+	plain  bool   // without a recording
 	// bindRoot makes a layer the root filesystem by a bind mount.
 	bindRoot bool
 	binds    []executor.Mount
@@ -184,6 +184,8 @@ func (s *sandbox) run(opts Options, args ...string) error {
 
 func (s *sandbox) runContext(ctx context.Context, opts Options, args ...string) error {
 	s.t.Helper()
+	check(s.t, os.RemoveAll(s.out)) // each has an output of its own
+	check(s.t, os.Mkdir(s.out, 0o755))
 	meta := s.meta
 	meta.Args, meta.NetMode = args, pb.NetMode_NONE
 	meta.Env = append([]string{"PATH=/bin"}, meta.Env...)
@@ -192,8 +194,9 @@ func (s *sandbox) runContext(ctx context.Context, opts Options, args ...string) 
 	}
 	mounts, e := s.binds, s.inner
 	if !s.plain {
-		e = Wrap(e)
-		meta.Env = append(meta.Env, opts.Env())
+		bound, err := parseOptions(opts.encode())
+		check(s.t, err)
+		e = &recording{Executor: e, opts: *bound, tracepoints: keepTracepoints}
 		mounts = append(slices.Clone(mounts), executor.Mount{Src: bind(s.out), Dest: OutputDir})
 	}
 	_, err := e.Run(ctx, "", executor.Mount{Src: s}, mounts, executor.ProcessInfo{Meta: meta, Stdout: &s.stdout, Stderr: &s.stderr}, nil)

@@ -41,13 +41,13 @@ type Options struct {
 	ready *regexp.Regexp
 }
 
-// Env returns the entry of the environment that marks a process.
-func (o Options) Env() string {
+// encode is the inverse of parseOptions.
+func (o Options) encode() string {
 	data, err := json.Marshal(o)
 	if err != nil {
 		panic(err) // numbers, a string and a bool always encode
 	}
-	return EnvName + "=" + string(data)
+	return string(data)
 }
 
 func parseOptions(text string) (*Options, error) {
@@ -79,36 +79,16 @@ func orDefault(d, otherwise time.Duration) time.Duration {
 	return d
 }
 
-// cutMarker returns the options in env and env without them; no options if the
-// process is not marked. The caller's env stays as it is: it belongs to the
-// vertex.
-func cutMarker(env []string) (*Options, []string, error) {
-	isMarker := func(entry string) bool { return strings.HasPrefix(entry, EnvName+"=") }
-	i := slices.IndexFunc(env, isMarker)
-	if i < 0 {
-		return nil, env, nil
-	}
-	rest := slices.DeleteFunc(slices.Clone(env), isMarker)
-	if len(rest) != len(env)-1 {
-		return nil, nil, fmt.Errorf("record: %s is set %d times", EnvName, len(env)-len(rest))
-	}
-	opts, err := parseOptions(strings.TrimPrefix(env[i], EnvName+"="))
-	if err != nil {
-		return nil, nil, fmt.Errorf("record: %s: %w", EnvName, err)
-	}
-	return opts, rest, nil
-}
-
 // cutOutput returns the mount at OutputDir and the other mounts.
 func cutOutput(mounts []executor.Mount) (executor.Mountable, []executor.Mount, error) {
 	isOutput := func(m executor.Mount) bool { return path.Clean(m.Dest) == OutputDir }
 	i := slices.IndexFunc(mounts, isOutput)
 	if i < 0 {
-		return nil, nil, fmt.Errorf("record: the process has %s but no mount at %s", EnvName, OutputDir)
+		return nil, nil, errors.New("record: no mount at " + OutputDir)
 	}
-	output := mounts[i]
-	if output.Readonly || output.Src == nil {
-		return nil, nil, errors.New("record: the mount at " + OutputDir + " is not writable")
+	rest := slices.DeleteFunc(slices.Clone(mounts), isOutput)
+	if len(rest) != len(mounts)-1 || mounts[i].Readonly || mounts[i].Src == nil {
+		return nil, nil, errors.New("record: the mount at " + OutputDir + " is not the output")
 	}
-	return output.Src, slices.DeleteFunc(slices.Clone(mounts), isOutput), nil
+	return mounts[i].Src, rest, nil
 }

@@ -2,91 +2,13 @@ package record
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/moby/buildkit/executor"
-	resourcestypes "github.com/moby/buildkit/executor/resources/types"
 	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
 )
-
-// fake remembers what it was asked to run.
-type fake struct {
-	process executor.ProcessInfo
-	mounts  []executor.Mount
-	root    executor.Mountable
-	runs    int
-}
-
-func (f *fake) Run(_ context.Context, _ string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, _ chan<- struct{}) (resourcestypes.Recorder, error) {
-	f.process, f.mounts, f.root = process, mounts, root.Src
-	f.runs++
-	return nil, nil
-}
-
-func (f *fake) Exec(context.Context, string, executor.ProcessInfo) error { return errors.New("exec") }
-
-func TestUnmarked(t *testing.T) {
-	f := &fake{}
-	root := bind("/nowhere")
-	mounts := []executor.Mount{{Dest: OutputDir}}
-	env := []string{"A=1", EnvName + "_NOT=1"}
-	_, err := Wrap(f).Run(t.Context(), "", executor.Mount{Src: root}, mounts, executor.ProcessInfo{Meta: executor.Meta{Env: env}}, nil)
-	if err != nil || f.root != root || len(f.mounts) != 1 || !slices.Equal(f.process.Meta.Env, env) {
-		t.Errorf("%+v, %v", f, err)
-	}
-	if err := Wrap(f).Exec(t.Context(), "", executor.ProcessInfo{}); err == nil || err.Error() != "exec" {
-		t.Errorf("Exec: %v", err)
-	}
-}
-
-func TestBadMarkers(t *testing.T) {
-	out := executor.Mount{Src: bind("/nowhere"), Dest: OutputDir}
-	readonly := out
-	readonly.Readonly = true
-	for _, test := range []struct {
-		env    []string
-		mounts []executor.Mount
-		want   string
-	}{
-		{[]string{EnvName + "="}, []executor.Mount{out}, EnvName},
-		{[]string{EnvName + "={"}, []executor.Mount{out}, EnvName},
-		{[]string{EnvName + "=[]"}, []executor.Mount{out}, EnvName},
-		{[]string{EnvName + "={}{}"}, []executor.Mount{out}, "follows"},
-		{[]string{EnvName + `={"perod":1}`}, []executor.Mount{out}, "perod"},
-		{[]string{EnvName + `={"period":"10s"}`}, []executor.Mount{out}, "period"},
-		{[]string{EnvName + `={"ready":"("}`}, []executor.Mount{out}, "missing closing )"},
-		{[]string{EnvName + "={}", EnvName + "={}"}, []executor.Mount{out}, "2 times"},
-		{[]string{EnvName + "={}"}, nil, OutputDir},
-		{[]string{EnvName + "={}"}, []executor.Mount{readonly}, OutputDir},
-	} {
-		f := &fake{}
-		_, err := Wrap(f).Run(t.Context(), "", executor.Mount{}, test.mounts, executor.ProcessInfo{Meta: executor.Meta{Env: test.env}}, nil)
-		if err == nil || !strings.Contains(err.Error(), test.want) || f.runs != 0 {
-			t.Errorf("%q: %v, want %s", test.env, err, test.want)
-		}
-	}
-}
-
-func TestMarker(t *testing.T) {
-	opts := Options{Period: time.Second, Grace: -1, Ready: `up "now"`, IgnoreExit: true}
-	env := []string{"A=1", opts.Env(), "B=2"}
-	got, rest, err := cutMarker(env)
-	if err != nil || got == nil {
-		t.Fatal(err)
-	}
-	if got.Period != time.Second || got.Idle != DefaultIdle || got.Grace != -1 || !got.IgnoreExit || !got.ready.MatchString(`is up "now"!`) {
-		t.Errorf("%+v", got)
-	}
-	if !slices.Equal(rest, []string{"A=1", "B=2"}) || env[1] != opts.Env() {
-		t.Errorf("%q of %q", rest, env)
-	}
-}
 
 func TestTap(t *testing.T) {
 	for _, test := range []struct {

@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
-	"path/filepath"
 	"regexp"
 	"sync"
 
@@ -94,10 +94,42 @@ func write(ctx context.Context, output executor.Mountable, p *profile.Profile, s
 	if err != nil {
 		return fmt.Errorf("record: summary: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, ProfileFile), encoded, 0o644); err != nil {
+	if err := writeNew(dir, map[string][]byte{ProfileFile: encoded, SummaryFile: append(summary, '\n')}); err != nil {
 		return fmt.Errorf("record: output: %w", err)
 	}
-	return os.WriteFile(filepath.Join(dir, SummaryFile), append(summary, '\n'), 0o644)
+	return nil
+}
+
+// writeNew writes files into an empty directory. One that is not empty is not the
+// output, and nothing in it is followed or replaced.
+func writeNew(dir string, files map[string][]byte) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	there, err := fs.ReadDir(root.FS(), ".")
+	if err != nil {
+		return err
+	}
+	if len(there) > 0 {
+		return fmt.Errorf("%s is there before the recording", there[0].Name())
+	}
+	for name, content := range files {
+		if err := writeFile(root, name, content); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeFile(root *os.Root, name string, content []byte) error {
+	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, f.Close())
 }
 
 // A tap passes output on, looks for a line that matches and keeps the end of

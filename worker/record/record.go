@@ -1,12 +1,14 @@
 // Package record records which files of its root filesystem a process of a
-// build reads, and writes them as a profile into an output of that process. It
-// decorates BuildKit's executor; the daemon wraps the executor of each worker.
-// What becomes of a profile is not known here.
+// build reads, and writes them as a profile into an output of that process. The
+// worker asks a Recorder for the executor of each command. What becomes of a
+// profile is not known here.
 //
-// # The marker
+// # Who is recorded
 //
-// A process is recorded if its environment holds Options.Env and a mount stands
-// at OutputDir. The process sees neither. There are two kinds:
+// A command that Marks has marked, and nobody else: the worker binds a recording
+// executor to it when it resolves its vertex. Nothing that a Dockerfile, an image
+// or a client can write makes a mark. The process sees neither mark nor output.
+// There are two kinds:
 //
 //   - A step of the build, recorded in passing. It runs to its own end, and
 //     output, signals and exit code are what they are without recording.
@@ -69,17 +71,17 @@ package record
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/moby/buildkit/executor"
 	resourcestypes "github.com/moby/buildkit/executor/resources/types"
+	"github.com/moby/buildkit/solver/pb"
 )
 
-// Where a marked process finds, and never sees, its marker and its output.
 const (
-	// EnvName is the environment variable that marks a process.
-	EnvName = "BUILDKITD_ESGZ_RECORD"
-	// OutputDir is where the output for the profile is mounted.
+	// OutputDir is where the output for the profile is mounted, for the executor
+	// alone.
 	OutputDir = "/.buildkitd-esgz-profile"
 	// ProfileFile is the file in the output that holds the encoded profile. It
 	// depends on what was read and on nothing else.
@@ -89,30 +91,58 @@ const (
 	SummaryFile = "summary.json"
 )
 
-// Wrap returns an executor that runs marked processes recorded and all others
-// through e untouched. It is safe for concurrent use if e is.
-func Wrap(e executor.Executor) executor.Executor {
-	return recorder{e, sync.OnceValue(keepTracepoints)}
-}
-
-type recorder struct {
-	executor.Executor
+// A Recorder knows who runs a command. It is safe for concurrent use.
+type Recorder struct {
+	marks       *Marks
+	inner       executor.Executor
 	tracepoints func() []tracepoint
 }
 
-func (r recorder) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (resourcestypes.Recorder, error) {
-	opts, env, err := cutMarker(process.Meta.Env)
-	if err != nil {
-		return nil, err
+// NewRecorder returns a recorder of the commands that marks has marked. All are
+// run by inner.
+func NewRecorder(inner executor.Executor, marks *Marks) *Recorder {
+	return &Recorder{marks: marks, inner: inner, tracepoints: sync.OnceValue(keepTracepoints)}
+}
+
+// Resolve returns a command as it is run and cached, and who runs it. Both are
+// nil for a command that says nothing of marks, which is BuildKit's alone.
+//
+// The code of a mark is no part of what is cached, so that another daemon finds
+// it. A command with a mark that is none is an ordinary one, and cached as such:
+// it could leave a profile of its own making where the recorded command is looked
+// for otherwise.
+func (r *Recorder) Resolve(exec *pb.ExecOp) (*pb.ExecOp, executor.Executor) {
+	if !slices.ContainsFunc(exec.GetMounts(), isMark) {
+		return nil, nil
 	}
-	if opts == nil {
-		return r.Executor.Run(ctx, id, root, mounts, process, started)
+	opts, output := r.marks.Of(exec)
+	bare := exec.CloneVT()
+	for i, mount := range bare.Mounts {
+		switch {
+		case exec.Mounts[i] == output:
+			mount.ResultID = markPrefix + opts.encode()
+		case isMark(mount):
+			mount.ResultID = ""
+		}
 	}
+	if output == nil {
+		return bare, r.inner
+	}
+	return bare, &recording{Executor: r.inner, opts: opts, tracepoints: r.tracepoints}
+}
+
+// A recording is the executor of one marked command.
+type recording struct {
+	executor.Executor
+	opts        Options
+	tracepoints func() []tracepoint
+}
+
+func (r *recording) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (resourcestypes.Recorder, error) {
 	output, mounts, err := cutOutput(mounts)
 	if err != nil {
 		return nil, err
 	}
-	process.Meta.Env = env
-	run := run{inner: r.Executor, id: id, mounts: mounts, process: process, opts: *opts, points: r.tracepoints()}
+	run := run{inner: r.Executor, id: id, mounts: mounts, process: process, opts: r.opts, points: r.tracepoints()}
 	return run.record(ctx, root, output, started)
 }
