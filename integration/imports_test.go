@@ -64,6 +64,8 @@ var rules = []rule{
 		reason: "what judges the daemon shares no code with it"},
 	{path: "hack", imports: []string{"integration/...", "hack/..."},
 		reason: "tools drive built binaries, as users do"},
+	{path: "internal/seed",
+		reason: "it is for tests, which are free"},
 }
 
 func TestImports(t *testing.T) {

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +10,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/internal/seed"
 )
 
 // slowImage has layers that take a while to compress, other ones for each
@@ -29,6 +30,7 @@ RUN hardfiles random /b 24000000 "${ROUND}2"
 func TestKilledWhileExporting(t *testing.T) {
 	needs(t)
 	const rounds = 5
+	random := seed.New(t)
 	dir := slowImage(t)
 	d := startDaemon(t, ours)
 	usual := usualExport(t, d, dir)
@@ -44,14 +46,14 @@ func TestKilledWhileExporting(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			interrupted := 0
 			for range rounds {
-				round := fmt.Sprint("ROUND=", rand.Uint32())
+				round := fmt.Sprint("ROUND=", random.Uint32())
 				// Build first, so that all that remains is the export.
 				d.build(t, dir, "--build-arg", round, "--output", "type=cacheonly")
 
 				image := repository(t) + ":latest"
 				client := d.command(t.Context(), "buildx", "build", "--progress=quiet", "--build-arg", round, "--output", estargz(image), dir)
 				require.NoError(t, client.Start())
-				after := time.Duration(rand.Int64N(int64(usual)))
+				after := time.Duration(random.Int64N(int64(usual)))
 				time.Sleep(after)
 				kill(client)
 				if err := client.Wait(); err != nil {

@@ -13,12 +13,14 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/internal/seed"
 )
 
 // randomly does one thing or another, in a quarter of the requests.
-func randomly(troubles ...trouble) trouble {
+func randomly(random *rand.Rand, troubles ...trouble) trouble {
 	return func(w http.ResponseWriter, r *http.Request) bool {
-		i := rand.IntN(4 * len(troubles))
+		i := random.IntN(4 * len(troubles))
 		return i < len(troubles) && troubles[i](w, r)
 	}
 }
@@ -27,9 +29,10 @@ func randomly(troubles ...trouble) trouble {
 // they asked for, and leave nothing behind: cancelled, closed or read to the
 // end.
 func TestEverythingAtOnce(t *testing.T) {
+	random := seed.New(t)
 	blob := contents(2 << 20)
 	cutAt := func(n int, end func(http.ResponseWriter, *http.Request)) trouble { return cut(blob, n, end) }
-	anything := randomly(
+	anything := randomly(random,
 		status(503), status(429), status(404), status(401), cutAt(0, reset), cutAt(70_000, reset), cutAt(5000, truncate),
 		cutAt(9000, silence), partial("bytes 1-2/3", 2), partial("", 5), unranged(false),
 	)
@@ -37,7 +40,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	links.storage.troubles = append(links.storage.troubles, anything, func(http.ResponseWriter, *http.Request) bool {
 		links.mu.Lock()
 		defer links.mu.Unlock()
-		if rand.IntN(5) == 0 {
+		if random.IntN(5) == 0 {
 			links.signature++
 		}
 		return false
@@ -52,7 +55,7 @@ func TestEverythingAtOnce(t *testing.T) {
 		for i := range 8 {
 			wg.Go(func() {
 				for range 5 {
-					readSomehow(t, b, Priority(i%3), blob)
+					readSomehow(t, random, b, Priority(i%3), blob)
 				}
 				if i == 0 {
 					b.Renew(s)
@@ -74,11 +77,11 @@ func TestEverythingAtOnce(t *testing.T) {
 	})
 }
 
-func readSomehow(t *testing.T, b *Blob, p Priority, blob []byte) {
+func readSomehow(t *testing.T, random *rand.Rand, b *Blob, p Priority, blob []byte) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	off := rand.Int64N(int64(len(blob)))
-	n := rand.Int64N(min(int64(len(blob))-off, 400_000) + 1)
+	off := random.Int64N(int64(len(blob)))
+	n := random.Int64N(min(int64(len(blob))-off, 400_000) + 1)
 	rc, err := b.With(p).Range(ctx, off, n)
 	if err != nil {
 		t.Error(err)
@@ -86,11 +89,11 @@ func readSomehow(t *testing.T, b *Blob, p Priority, blob []byte) {
 	}
 	defer rc.Close()
 	var want int64
-	switch rand.IntN(6) {
+	switch random.IntN(6) {
 	case 0:
-		time.AfterFunc(time.Duration(rand.IntN(50))*time.Millisecond, cancel)
+		time.AfterFunc(time.Duration(random.IntN(50))*time.Millisecond, cancel)
 	case 1:
-		want = rand.Int64N(n + 1)
+		want = random.Int64N(n + 1)
 	case 2:
 		go rc.(*Stream).Hurry()
 		fallthrough
