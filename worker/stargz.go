@@ -37,7 +37,7 @@ func newStargz(section map[string]any, host Host) (*stargz, error) {
 
 // open opens the snapshots in a directory of the worker's.
 func (s *stargz) open(dir string) (snapshots.Snapshotter, error) {
-	layers, err := lazy.New(dir, lazy.Options{Hosts: s.hosts, UserXattr: userXattr(dir), Config: s.config})
+	layers, err := lazy.New(dir, lazy.Options{Hosts: s.hosts, Alive: s.alive, UserXattr: userXattr(dir), Config: s.config})
 	if err != nil {
 		return nil, err
 	}
@@ -74,9 +74,19 @@ func userXattr(dir string) bool {
 }
 
 // hosts resolves with the daemon's registry configuration and the credentials
-// of the given sessions.
-func (s *stargz) hosts(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error) {
+// of a session.
+func (s *stargz) hosts(ref reference.Spec, id string) ([]docker.RegistryHost, error) {
+	var sessions []string
+	if id != "" {
+		sessions = append(sessions, id)
+	}
 	return resolver.DefaultPool.
 		GetResolver(s.host.Registries, ref.String(), resolver.ScopeType{}, s.host.Sessions, session.NewGroup(sessions...)).
 		HostsFunc(ref.Hostname())
+}
+
+// alive says whether a session's client is still connected.
+func (s *stargz) alive(id string) bool {
+	caller, err := s.host.Sessions.Get(context.Background(), id, true)
+	return err == nil && caller != nil
 }

@@ -81,6 +81,10 @@ func newWorker(ctx context.Context, wopt base.WorkerOpt, opt Options) (bkworker.
 	}
 	wopt.Executor = opt.watched(wopt.Executor)
 	if opt.layers != nil {
+		if err := forgetSessions(ctx, wopt.Snapshotter); err != nil {
+			return nil, err
+		}
+		wopt.Snapshotter = &announcing{Snapshotter: wopt.Snapshotter, layers: opt.layers}
 		defer keepLazy(&wopt, opt.layers)()
 	}
 	w, err := base.NewWorker(ctx, wopt)

@@ -1,7 +1,6 @@
 package blob
 
 import (
-	"fmt"
 	"net/http"
 	"strings"
 
@@ -30,7 +29,7 @@ func (a authorized) RoundTrip(r *http.Request) (*http.Response, error) {
 	for {
 		attempt := r.Clone(ctx)
 		if err := a.authorizer.Authorize(ctx, attempt); err != nil {
-			return nil, fmt.Errorf("credentials: %w", err)
+			return nil, &credentialsError{err}
 		}
 		resp, err := a.next.RoundTrip(attempt)
 		if err != nil || resp.StatusCode != http.StatusUnauthorized || len(refusals) == challenges {
@@ -42,7 +41,7 @@ func (a authorized) RoundTrip(r *http.Request) (*http.Response, error) {
 			return resp, nil
 		} else if err != nil {
 			discard(resp)
-			return nil, fmt.Errorf("credentials: %w", err)
+			return nil, &credentialsError{err}
 		}
 		discard(resp)
 	}

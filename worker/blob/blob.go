@@ -22,8 +22,8 @@ type Blob struct {
 	size   atomic.Int64         // as told with the last range that came; zero if not
 }
 
-// A Source is a place where a blob lies: a repository with the hosts that serve
-// it.
+// A Source is a place where a blob lies, for somebody who may read it: a
+// repository with the hosts that serve it.
 type Source struct {
 	// Registry is the host in the image's name, such as "docker.io". Mirrors
 	// that stand for several registries are told which one is meant.
@@ -33,17 +33,38 @@ type Source struct {
 	// "library/debian".
 	Repository string
 
+	// Reader is whose credentials the hosts take, such as a session of a
+	// build. What goes wrong with them is nothing to other readers.
+	Reader string
+
+	// Alive says whether the reader is still there. The source is forgotten
+	// when it is not. Nil means always.
+	Alive func() bool
+
+	// Answered is called when a host has given the reader some of the blob. It
+	// may be nil.
+	Answered func()
+
 	// Hosts returns the registry and its mirrors in the order in which to ask
 	// them. It is called again after all of them have failed, since
 	// credentials or configuration may have changed.
 	Hosts func() ([]docker.RegistryHost, error)
 }
 
-// Renew adds sources that are newer than those the blob has, for example with
-// the credentials of a session that has just begun. They are asked first; one
-// of the same repository is replaced. Reads that wait for a registry try again
-// at once.
-func (b *Blob) Renew(sources ...Source) { b.roster.renew(sources) }
+// Add adds sources, such as those with the credentials of a session that has
+// just begun. They are asked first; those that the blob knows stay what they
+// are. Reads that wait for a registry try again at once if there are new ones.
+func (b *Blob) Add(sources ...Source) { b.roster.add(sources) }
+
+// Probe says whether some host gives anything of the blob to a reader of its
+// sources. It is one small request, made again like any other, and has the
+// priority Wanted.
+func (b *Blob) Probe(ctx context.Context) error {
+	s := newStream(ctx, b, Wanted, span{0, 1})
+	s.probe = true
+	defer s.Close()
+	return s.connect()
+}
 
 // With returns the blob as seen with a priority.
 func (b *Blob) With(p Priority) View { return View{blob: b, priority: p} }

@@ -136,12 +136,15 @@ func TestCredentialsThatFail(t *testing.T) {
 		temporary  bool
 		says       string
 	}{
-		"refused":          {tokenAuthorizer{}, false, "401 Unauthorized"},
-		"no such scheme":   {tokenAuthorizer{add: errdefs.ErrNotImplemented}, false, "401 Unauthorized"},
-		"invalid":          {tokenAuthorizer{add: docker.ErrInvalidAuthorization}, false, "credentials: authorization failed"},
-		"token denied":     {tokenAuthorizer{authorize: remoteserrors.ErrUnexpectedStatus{StatusCode: 403, Status: "403 Forbidden"}}, false, "403 Forbidden"},
-		"token overloaded": {tokenAuthorizer{authorize: remoteserrors.ErrUnexpectedStatus{StatusCode: 503, Status: "503"}}, true, "503"},
-		"session gone":     {tokenAuthorizer{authorize: errors.New("no active sessions")}, true, "credentials: no active sessions"},
+		"refused":           {tokenAuthorizer{}, false, "401 Unauthorized"},
+		"no such scheme":    {tokenAuthorizer{add: errdefs.ErrNotImplemented}, false, "401 Unauthorized"},
+		"invalid":           {tokenAuthorizer{add: docker.ErrInvalidAuthorization}, false, "credentials: authorization failed"},
+		"token denied":      {tokenAuthorizer{authorize: remoteserrors.ErrUnexpectedStatus{StatusCode: 403, Status: "403 Forbidden"}}, false, "403 Forbidden"},
+		"token overloaded":  {tokenAuthorizer{authorize: remoteserrors.ErrUnexpectedStatus{StatusCode: 503, Status: "503"}}, true, "503"},
+		"session gone":      {tokenAuthorizer{authorize: errors.New("no active sessions")}, false, "credentials: no active sessions"},
+		"token server down": {tokenAuthorizer{authorize: errors.New("dial tcp 10.0.0.1:443: connect: connection refused")}, true, "refused"},
+		"token server busy": {tokenAuthorizer{authorize: errors.New("unexpected status from GET request to https://auth.example/token: 503 Service Unavailable")}, true, "503"},
+		"wrong password":    {tokenAuthorizer{authorize: errors.New("failed to fetch oauth token: unexpected status from GET request to https://auth.example/token: 401 Unauthorized")}, false, "401"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,6 +1,7 @@
 package blob
 
 import (
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -47,11 +49,26 @@ type fault struct{ what string }
 
 func (f *fault) Error() string { return "wrong answer: " + f.what }
 
+// A credentialsError says why there are no credentials for a request. They come
+// over a session, and what that says is mostly text.
+type credentialsError struct{ err error }
+
+func (e *credentialsError) Error() string { return "credentials: " + e.err.Error() }
+func (e *credentialsError) Unwrap() error { return e.err }
+
+// passes tells whether the text is about a server or a line that may do better
+// later. All else is about the credentials.
+func (e *credentialsError) passes() bool {
+	return errors.Is(e.err, context.DeadlineExceeded) || passing.MatchString(e.err.Error())
+}
+
+var passing = regexp.MustCompile(`(?i): (408|425|429|5\d\d)\b|connection re(fused|set)|broken pipe|time(d )?out|deadline exceeded|\bEOF\b|no such host|\bunavailable\b`)
+
 // refusal tells whether an error is one that will be the same the next time.
-// Errors that are not known are not: credentials come over a session, and what
-// that says is text.
+// Errors that are not known are not.
 func refusal(err error) bool {
 	var (
+		credentials *credentialsError
 		status      *statusError
 		token       remoteserrors.ErrUnexpectedStatus
 		certificate *tls.CertificateVerificationError
@@ -63,13 +80,15 @@ func refusal(err error) bool {
 		return !status.temporary()
 	case errors.As(err, &token):
 		return !overloaded(token.StatusCode)
+	case errors.As(err, &credentials):
+		return !credentials.passes()
 	case errors.As(err, &certificate), errors.As(err, &protocol), errors.As(err, &file):
 		return true
 	}
 	return slices.ContainsFunc(final, func(f error) bool { return errors.Is(err, f) })
 }
 
-var final = []error{docker.ErrInvalidAuthorization, errRange, errNobody, errSpoolFull}
+var final = []error{docker.ErrInvalidAuthorization, errRange, errNobody, errEnded, errSpoolFull}
 
 // overloaded tells whether a status stands for a server that may do better
 // later.

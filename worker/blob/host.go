@@ -22,19 +22,23 @@ type host struct {
 	transport *redirected
 	peer      *peer
 	counts    *counts
-	distrust  atomic.Bool // it has sent wrong bytes
-	failed    int         // when it failed last, in the roster's count; zero if not
-	err       error       // why there is nobody to ask, instead of all the above
+	distrust  atomic.Bool  // it has sent wrong bytes
+	failed    atomic.Int64 // when it failed last, in Unix nanoseconds; zero if not
+	answered  func()       // the source's, or nil
+	err       error        // why there is nobody to ask, instead of all the above
 }
 
 // A key tells hosts apart.
-type key struct{ repository, host string }
+type key struct{ repository, host, reader string }
+
+func (s Source) key(host string) key { return key{s.Repository, host, s.Reader} }
 
 func newHost(b *Blob, s Source, h docker.RegistryHost) *host {
 	peer := b.line.peer(h.Host)
 	server := measured{client(h.Client), &b.line.counts, peer}
 	return &host{
-		key:      key{s.Repository, h.Host},
+		key:      s.key(h.Host),
+		answered: s.Answered,
 		registry: h,
 		url:      blobURL(s, h, b.digest.String()),
 		peer:     peer,

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -100,38 +101,125 @@ func TestDockerHubIsNoMirror(t *testing.T) {
 	require.Equal(t, "https://registry-1.docker.io/v2/library/debian/blobs/sha256:0", u.String())
 }
 
-// Renewed sources are asked first, those of the same repository are replaced.
-func TestRenew(t *testing.T) {
+// Added sources are asked first, those that the blob knows stay what they are.
+func TestAdd(t *testing.T) {
 	blob := contents(1000)
 	one, two, three := serve(t, blob), serve(t, blob), serve(t, blob, status(404))
 	b := one.open(Options{})
 	wantRange(t, b, blob, 0, 10)
 
-	b.Renew(source(two.host()))
+	b.Add(source(two.host()))
 	wantRange(t, b, blob, 0, 20)
-	require.Len(t, one.seen(), 1)
+	require.Len(t, one.seen(), 2)
+	require.Empty(t, two.seen())
+
+	reader := source(two.host())
+	reader.Reader = "session"
+	b.Add(reader)
+	wantRange(t, b, blob, 0, 20)
 	require.Len(t, two.seen(), 1)
 
 	other := source(three.host())
 	other.Repository = "other/image"
-	b.Renew(other)
+	b.Add(other)
 	wantRange(t, b, blob, 0, 30)
 	require.Len(t, three.seen(), 1)
 	require.Len(t, two.seen(), 2, "the old source")
-	require.Len(t, one.seen(), 1)
+	require.Len(t, one.seen(), 2)
 }
 
-func TestRenewKeepsFew(t *testing.T) {
+func TestAddKeepsFew(t *testing.T) {
 	b := NewLine(Options{}).Open(someDigest)
+	alive := func() bool { return true }
 	for i := range 100 {
-		b.Renew(Source{Repository: fmt.Sprint(i)})
+		b.Add(Source{Repository: fmt.Sprint(i)}, Source{Repository: "the same", Reader: fmt.Sprint(i), Alive: alive})
 	}
-	require.Len(t, b.roster.sources, maxSources)
-	require.Equal(t, "99", b.roster.sources[0].Repository)
+	require.Len(t, b.roster.places, maxLasting+100, "no reader that lives is forgotten")
+	require.Equal(t, "99", b.roster.places[0].Repository)
+}
+
+// Readers of one registry and repository do not get in each other's way, and
+// those that are gone are not asked for their credentials.
+func TestReaders(t *testing.T) {
+	blob := contents(1000)
+	var asked []string
+	r := serve(t, blob, func(w http.ResponseWriter, req *http.Request) bool {
+		asked = append(asked, req.Header.Get("X-Session"))
+		return req.Header.Get("X-Session") == "wrong" && status(401)(w, req)
+	})
+	gone, answered := map[string]bool{}, map[string]int{}
+	reader := func(name string) Source {
+		h := r.host()
+		h.Header = http.Header{"X-Session": {name}}
+		s := source(h)
+		s.Reader, s.Alive = name, func() bool { return !gone[name] }
+		s.Answered = func() { answered[name]++ }
+		return s
+	}
+	b := NewLine(impatient).Open(r.digest(), reader("wrong"), reader("right"))
+	wantRange(t, b, blob, 0, 10)
+	wantRange(t, b, blob, 10, 10)
+	require.Equal(t, []string{"wrong", "right", "right"}, asked)
+	require.Equal(t, map[string]int{"right": 2}, answered)
+
+	b.Add(reader("new"))
+	gone["right"] = true
+	wantRange(t, b, blob, 0, 10)
+	gone["new"] = true
+	require.ErrorContains(t, wantError(t, b), "401")
+	gone["wrong"] = true
+	e := wantError(t, b)
+	require.ErrorIs(t, e, errEnded)
+	require.False(t, e.Temporary())
+	require.Empty(t, b.roster.places)
+}
+
+// What has failed once is asked again after a while, in its turn.
+func TestGrudge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		blob := contents(100)
+		bad := true
+		first := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) {
+			if bad {
+				w.WriteHeader(http.StatusNotFound)
+				return
+			}
+			sendBlob(w, r, blob)
+		}}
+		second := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) { sendBlob(w, r, blob) }}
+		other := second.host()
+		other.Host = "other.example"
+		b := NewLine(Options{}).Open(someDigest, source(first.host(), other))
+		wantRange(t, b, blob, 0, 10)
+		bad = false
+		wantRange(t, b, blob, 0, 10)
+		require.Equal(t, 1, first.requests())
+		time.Sleep(grudge)
+		wantRange(t, b, blob, 0, 10)
+		require.Equal(t, 2, first.requests())
+		require.Equal(t, 2, second.requests())
+	})
+}
+
+// A probe takes any answer, and reads none of it.
+func TestProbe(t *testing.T) {
+	for name, f := range map[string]trouble{
+		"a range": func(http.ResponseWriter, *http.Request) bool { return false },
+		"whole":   unranged(false),
+		"endless": endless,
+	} {
+		r := serve(t, contents(100_000), f)
+		b := r.open(impatient)
+		require.NoError(t, b.Probe(t.Context()), name)
+		require.Equal(t, []string{"bytes=0-0"}, r.ranges(), name)
+		require.Zero(t, b.spool.have)
+		require.Zero(t, b.line.Stats().Running)
+	}
+	require.ErrorContains(t, serve(t, nil, status(403)).open(impatient).Probe(t.Context()), "403 Forbidden")
 }
 
 // A read that waits for a registry goes on as soon as there is another source.
-func TestRenewWakes(t *testing.T) {
+func TestAddWakes(t *testing.T) {
 	blob := contents(1000)
 	bad, good := serve(t, blob, status(503, "Retry-After", "100")), serve(t, blob)
 	b := bad.open(Options{})
@@ -140,8 +228,10 @@ func TestRenewWakes(t *testing.T) {
 		_, err := read(t.Context(), b.With(Wanted), 0, 10)
 		done <- err
 	}()
-	eventually(t, func() bool { b.roster.mu.Lock(); defer b.roster.mu.Unlock(); return b.roster.renewed != nil })
-	b.Renew(source(good.host()))
+	eventually(t, func() bool { b.roster.mu.Lock(); defer b.roster.mu.Unlock(); return b.roster.added != nil })
+	s := source(good.host())
+	s.Repository = "other/image"
+	b.Add(s)
 	require.NoError(t, <-done)
 }
 

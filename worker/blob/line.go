@@ -71,7 +71,7 @@ func (l *Line) Open(d digest.Digest, sources ...Source) *Blob {
 	b := &Blob{digest: d, line: l}
 	b.roster.blob = b
 	b.spool.dir, b.spool.budget = l.options.TempDir, &l.spools
-	b.Renew(sources...)
+	b.Add(sources...)
 	return b
 }
 

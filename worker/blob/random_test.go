@@ -58,7 +58,7 @@ func TestEverythingAtOnce(t *testing.T) {
 					readSomehow(t, random, b, Priority(i%3), blob)
 				}
 				if i == 0 {
-					b.Renew(s)
+					b.Add(s)
 				}
 			})
 		}

@@ -93,12 +93,11 @@ func TestGoneForAWhile(t *testing.T) {
 	require.NoError(t, l.Close())
 
 	host := docker.RegistryHost{Scheme: "http", Host: address, Path: "/v2", Capabilities: docker.HostCapabilityPull}
-	b := NewLine(Options{}).Open(r.digest(), source(host))
 	tries := 0
 	dial := (&net.Dialer{}).DialContext
 	transport := &http.Transport{DialContext: dial}
 	defer transport.CloseIdleConnections()
-	b.Renew(Source{Repository: "library/image", Hosts: func() ([]docker.RegistryHost, error) {
+	b := NewLine(Options{}).Open(r.digest(), Source{Repository: "library/image", Hosts: func() ([]docker.RegistryHost, error) {
 		if tries++; tries == 3 {
 			l, err := net.Listen("tcp", address)
 			if err != nil {

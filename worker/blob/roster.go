@@ -5,109 +5,164 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 )
 
-// maxSources is how many sources a blob keeps: a base layer may be named by one
-// repository after another for as long as the daemon runs.
-const maxSources = 8
+const (
+	// maxLasting is how many sources without a reader a blob keeps: a base layer
+	// may be named by one repository after another for as long as the daemon
+	// runs.
+	maxLasting = 8
 
-var errNobody = errors.New("no registry to ask")
+	// grudge is for how long a host that has failed comes after the others.
+	grudge = time.Minute
+)
+
+var (
+	errNobody = errors.New("no registry to ask")
+	errEnded  = errors.New("the builds that may read it have ended")
+)
 
 // A roster says which host of a blob is asked next: by the order of sources and
-// their hosts, those that failed last.
+// their hosts, those that have failed lately last. Sources whose reader is gone
+// are forgotten.
 type roster struct {
 	blob *Blob
 
-	mu       sync.Mutex
-	sources  []Source
-	asked    int     // of the sources, for their hosts
-	hosts    []*host // of those
-	failures int
-	version  int           // of all that is above
-	renewed  chan struct{} // closed by renew
+	mu     sync.Mutex
+	places []*place
+	ended  bool          // a reader has gone
+	added  chan struct{} // closed by add
 }
 
-func (r *roster) renew(sources []Source) {
+// A place is a source with its hosts.
+type place struct {
+	Source
+
+	mu    sync.Mutex
+	asked bool
+	hosts []*host
+}
+
+// add puts sources in front of those that are there already. Those that are
+// known keep their hosts.
+func (r *roster) add(sources []Source) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	old := slices.DeleteFunc(slices.Clone(r.sources), func(o Source) bool {
-		return slices.ContainsFunc(sources, func(s Source) bool {
-			return s.Registry == o.Registry && s.Repository == o.Repository
-		})
-	})
-	all := slices.Concat(sources, old)
-	r.sources = all[:min(len(all), max(len(sources), maxSources))]
-	r.reset()
-	if r.renewed != nil {
-		close(r.renewed)
-		r.renewed = nil
+	places, news := make([]*place, 0, len(sources)+len(r.places)), false
+	for _, s := range sources {
+		i := slices.IndexFunc(r.places, func(p *place) bool { return p.same(s) })
+		if i < 0 {
+			places, news = append(places, &place{Source: s}), true
+			continue
+		}
+		places = append(places, r.places[i])
+		r.places = slices.Delete(r.places, i, i+1)
 	}
+	lasting := 0
+	r.places = slices.DeleteFunc(append(places, r.places...), func(p *place) bool {
+		if p.Alive == nil {
+			lasting++
+		}
+		return p.Alive == nil && lasting > maxLasting
+	})
+	if news && r.added != nil {
+		close(r.added)
+		r.added = nil
+	}
+}
+
+func (s *Source) same(o Source) bool {
+	return s.Registry == o.Registry && s.Repository == o.Repository && s.Reader == o.Reader
 }
 
 // refresh forgets the hosts, so that all sources are asked for them again.
 func (r *roster) refresh() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.reset()
-}
-
-func (r *roster) reset() {
-	r.hosts, r.asked = nil, 0
-	r.version++
+	for i, p := range r.places {
+		r.places[i] = &place{Source: p.Source}
+	}
 }
 
 // news returns what is closed when there are other sources.
 func (r *roster) news() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.renewed == nil {
-		r.renewed = make(chan struct{})
+	if r.added == nil {
+		r.added = make(chan struct{})
 	}
-	return r.renewed
+	return r.added
 }
 
 // pick returns the best host that was not tried yet, or nil. A source is asked
 // for its hosts when those of the ones before it have failed.
 func (r *roster) pick(tried func(key) bool) *host {
-	for {
-		r.mu.Lock()
-		best := r.best(tried)
-		if best != nil && best.failed == 0 || r.asked == len(r.sources) {
-			r.mu.Unlock()
-			return best
-		}
-		source, version := r.sources[r.asked], r.version
-		r.mu.Unlock()
-
-		hosts := r.blob.hostsOf(source) // may take its time
-		r.mu.Lock()
-		if r.version == version {
-			r.hosts = append(r.hosts, hosts...)
-			r.asked++
-			r.version++
-		}
-		r.mu.Unlock()
-	}
-}
-
-func (r *roster) best(tried func(key) bool) *host {
 	var best *host
-	for _, h := range r.hosts {
-		if !tried(h.key) && (best == nil || h.failed < best.failed) {
-			best = h
+	for _, p := range r.living() {
+		for _, h := range p.ask(r.blob) {
+			switch {
+			case tried(h.key):
+			case !h.failedLately():
+				return h
+			case best == nil || h.failed.Load() < best.failed.Load():
+				best = h
+			}
 		}
 	}
 	return best
 }
 
-// failed puts a host behind the others.
-func (r *roster) failed(h *host) {
+// living are the places whose readers are there.
+func (r *roster) living() []*place {
+	r.mu.Lock()
+	places := slices.Clone(r.places)
+	r.mu.Unlock()
+	gone := map[*place]bool{}
+	for _, p := range places {
+		if p.Alive != nil && !p.Alive() {
+			gone[p] = true
+		}
+	}
+	if len(gone) == 0 {
+		return places
+	}
+	left := func(p *place) bool { return gone[p] }
+	r.mu.Lock()
+	r.places = slices.DeleteFunc(r.places, left)
+	r.ended = true
+	r.mu.Unlock()
+	return slices.DeleteFunc(places, left)
+}
+
+// nobody says why there is no host to ask.
+func (r *roster) nobody() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.failures++
-	h.failed = r.failures
+	if r.ended {
+		return errEnded
+	}
+	return errNobody
+}
+
+// ask returns the hosts of a place, which may take its time the first time.
+func (p *place) ask(b *Blob) []*host {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.asked {
+		p.hosts, p.asked = b.hostsOf(p.Source), true
+	}
+	return p.hosts
+}
+
+// fails puts a host behind the others.
+func (h *host) fails() { h.failed.Store(time.Now().UnixNano()) }
+
+func (h *host) failedLately() bool {
+	at := h.failed.Load()
+	return at != 0 && time.Since(time.Unix(0, at)) < grudge
 }
 
 // hostsOf asks a source for its hosts. If it has none, one that says so takes
@@ -115,7 +170,7 @@ func (r *roster) failed(h *host) {
 func (b *Blob) hostsOf(s Source) []*host {
 	registries, err := s.Hosts()
 	if err != nil {
-		return []*host{{key: key{s.Repository, s.Registry}, err: fmt.Errorf("hosts of %s: %w", s.Repository, err)}}
+		return []*host{{key: s.key(s.Registry), err: fmt.Errorf("hosts of %s: %w", s.Repository, err)}}
 	}
 	var hosts []*host
 	for _, h := range registries {
@@ -124,7 +179,7 @@ func (b *Blob) hostsOf(s Source) []*host {
 		}
 	}
 	if len(hosts) == 0 {
-		return []*host{{key: key{s.Repository, s.Registry}, err: fmt.Errorf("%s: %w", s.Repository, errNobody)}}
+		return []*host{{key: s.key(s.Registry), err: fmt.Errorf("%s: %w", s.Repository, errNobody)}}
 	}
 	return hosts
 }

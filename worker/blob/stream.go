@@ -27,6 +27,7 @@ type Stream struct {
 	heard time.Time
 	trial trial
 	err   error // that Read returns from now on
+	probe bool  // any answer will do
 }
 
 func newStream(ctx context.Context, b *Blob, p Priority, want span) *Stream {
@@ -73,7 +74,7 @@ func (s *Stream) Corrupt() {
 	s.blob.size.Store(0)
 	if s.host != nil {
 		s.host.suspect()
-		s.blob.roster.failed(s.host)
+		s.host.fails()
 	}
 	s.drop()
 }
@@ -155,6 +156,12 @@ func (s *Stream) ask() (err error) {
 	}
 	s.turn.arrives()
 	s.blob.peer.Store(s.host.peer)
+	if s.host.answered != nil {
+		s.host.answered()
+	}
+	if s.probe {
+		return nil
+	}
 	if s.reply.whole {
 		return s.spool()
 	}
@@ -218,7 +225,7 @@ func (s *Stream) lost(err error) {
 		return // the context ended it
 	}
 	s.blob.line.counts.retries.Add(1)
-	s.blob.roster.failed(s.host)
+	s.host.fails()
 	s.trial.add(s.host.key, err, s.heard)
 }
 
@@ -228,7 +235,7 @@ func (s *Stream) pause() error {
 	// A source that has no hosts is a failure, so that none means no source.
 	// The second time, hosts have been asked for with fresh credentials.
 	if t.refused() && t.rounds > 0 || len(t.failures) == 0 {
-		return s.fail(cmp.Or(t.last(), errNobody), true)
+		return s.fail(cmp.Or(t.last(), s.blob.roster.nobody()), true)
 	}
 	if !t.refused() {
 		deadline := s.blob.line.options.Deadline

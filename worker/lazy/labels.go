@@ -1,6 +1,7 @@
 package lazy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -29,8 +30,8 @@ const (
 )
 
 // Hosts returns the hosts that have the images of a reference, with the
-// credentials of sessions.
-type Hosts func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error)
+// credentials of a session, or with none if that is empty.
+type Hosts func(ref reference.Spec, session string) ([]docker.RegistryHost, error)
 
 func keyOf(labels map[string]string) (store.Key, error) {
 	if labels[tocLabel] == "" {
@@ -68,7 +69,8 @@ func others(labels map[string]string) []digest.Digest {
 	return digests
 }
 
-// places are where the labels say that the layer is, those with sessions first.
+// places are where the labels say that the layer is: one for each session that
+// came with a place.
 func (l *Layers) places(labels map[string]string) []blob.Source {
 	var sources []blob.Source
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
@@ -76,25 +78,49 @@ func (l *Layers) places(labels map[string]string) []blob.Source {
 		if !ok {
 			continue
 		}
-		sources = l.appendPlace(sources, labels[key], sessionsOf(labels, id))
+		sessions := sessionsOf(labels, id)
+		if len(sessions) == 0 {
+			sessions = []string{""}
+		}
+		for _, session := range sessions {
+			sources = l.appendPlace(sources, labels[key], session)
+		}
 	}
 	if len(sources) == 0 {
-		sources = l.appendPlace(sources, labels[refLabel], nil)
+		sources = l.appendPlace(sources, labels[refLabel], "")
 	}
 	return sources
 }
 
 // appendPlace leaves out what cannot be understood: another place may do.
-func (l *Layers) appendPlace(sources []blob.Source, ref string, sessions []string) []blob.Source {
+func (l *Layers) appendPlace(sources []blob.Source, ref, session string) []blob.Source {
 	spec, err := reference.Parse(ref)
 	if err != nil {
 		return sources
 	}
-	return append(sources, blob.Source{
+	s := blob.Source{
 		Registry:   spec.Hostname(),
 		Repository: strings.TrimPrefix(spec.Locator, spec.Hostname()+"/"),
-		Hosts:      func() ([]docker.RegistryHost, error) { return l.opts.Hosts(spec, sessions) },
-	})
+		Reader:     session,
+		Hosts:      func() ([]docker.RegistryHost, error) { return l.opts.Hosts(spec, session) },
+	}
+	if session != "" {
+		s.Alive = func() bool { return l.opts.Alive(session) }
+		s.Answered = func() { l.access.add(grant{session, s.Registry, s.Repository}) }
+	}
+	return append(sources, s)
+}
+
+// public are the same places for whoever may read them without credentials, as
+// long as no build does.
+func (l *Layers) public(labels map[string]string) []blob.Source {
+	var sources []blob.Source
+	for key, ref := range labels {
+		if strings.HasPrefix(key, refLabel+".") {
+			sources = l.appendPlace(sources, ref, "")
+		}
+	}
+	return sources
 }
 
 func sessionsOf(labels map[string]string, id string) []string {
@@ -125,11 +151,47 @@ func (l *Layers) Labels(blob digest.Digest) (labels Labels, ok bool) {
 	return labels, ok
 }
 
-// lasting leaves out the labels that came for one call only.
+// lasting are the labels by which the layer can be prepared again.
 func lasting(labels map[string]string) Labels {
 	kept := map[string]string{}
 	for _, name := range []string{refLabel, digestLabel, layersLabel, tocLabel} {
 		kept[name] = labels[name]
 	}
 	return Labels{Ref: labels[refLabel], Snapshot: kept, Annotations: map[string]string{tocLabel: labels[tocLabel]}}
+}
+
+// Lasting leaves out the labels that came for one call only, which must not be
+// kept: they name sessions.
+func Lasting(labels map[string]string) map[string]string {
+	var ends []string
+	for name := range labels {
+		id, ok := strings.CutPrefix(name, refLabel+".")
+		if !ok {
+			id, ok = strings.CutPrefix(name, sessionLabel+".")
+			_, id, _ = strings.Cut(id, ".") // behind the number
+		}
+		if ok && id != "" {
+			ends = append(ends, "."+id)
+		}
+	}
+	kept := map[string]string{}
+	for name, value := range labels {
+		if !slices.ContainsFunc(ends, func(end string) bool { return strings.HasSuffix(name, end) }) {
+			kept[name] = value
+		}
+	}
+	return kept
+}
+
+type callKey struct{}
+
+// WithLabels returns a context for a call that brings labels which are not to be
+// kept.
+func WithLabels(ctx context.Context, labels map[string]string) context.Context {
+	return context.WithValue(ctx, callKey{}, labels)
+}
+
+func callLabels(ctx context.Context) (labels map[string]string, ok bool) {
+	labels, ok = ctx.Value(callKey{}).(map[string]string)
+	return labels, ok
 }

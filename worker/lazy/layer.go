@@ -2,6 +2,7 @@ package lazy
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync/atomic"
 	"time"
@@ -19,7 +20,9 @@ type layer struct {
 	blob   *blob.Blob
 	labels Labels
 	calm   *calm
-	mounts int // guarded by Layers.mu
+	// Layers.mu guards these.
+	mounts  int
+	started bool
 
 	failure atomic.Pointer[failure]
 
@@ -56,18 +59,18 @@ func (l *layer) ReadAt(ctx context.Context, n store.Node, p []byte, off int64) (
 	return read, err
 }
 
-// renew makes newer places known, and wakes up who gave up on the older ones.
-func (l *layer) renew(places []blob.Source) {
-	l.blob.Renew(places...)
-	select {
-	case l.renewed <- struct{}{}:
-	default:
+// announced is called when a build is about to use the layer. The first one
+// begins to fetch what nobody has asked for yet, for as long as the layer is
+// mounted; the others wake up who gave up.
+func (l *layer) announced(c Config) {
+	if l.started {
+		select {
+		case l.renewed <- struct{}{}:
+		default:
+		}
+		return
 	}
-}
-
-// start fetches what nobody has asked for yet, for as long as the layer is
-// mounted.
-func (l *layer) start(c Config) {
+	l.started = true
 	ctx, cancel := context.WithCancel(context.Background())
 	l.cancel = cancel
 	l.calm.reads() // presently
@@ -83,14 +86,25 @@ func (l *layer) fill(ctx context.Context, c Config) {
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		bklog.L.WithError(err).Debugf("layer %s is fetched on when it is used again, or in %s", l.Key().Blob, pause)
+		again := time.After(pause)
+		if refused(err) {
+			again = nil
+		}
+		bklog.L.WithError(err).Debugf("layer %s is fetched on when it is used again, or in %s unless it was refused", l.Key().Blob, pause)
 		select {
 		case <-ctx.Done():
 			return
 		case <-l.renewed:
-		case <-time.After(pause):
+		case <-again:
 		}
 	}
+}
+
+// refused says whether an error is that of a registry, or of credentials, that
+// will not change by itself.
+func refused(err error) bool {
+	var e *blob.Error
+	return errors.As(err, &e) && !e.Temporary()
 }
 
 func (l *layer) fetch(ctx context.Context, c Config) error {
@@ -109,6 +123,8 @@ func (l *layer) fetch(ctx context.Context, c Config) error {
 }
 
 func (l *layer) stop() {
-	l.cancel()
-	<-l.done
+	if l.started {
+		l.cancel()
+		<-l.done
+	}
 }

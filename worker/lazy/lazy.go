@@ -31,11 +31,13 @@ type Layers struct {
 	store *store.Store
 	ahead *lookahead
 	calm  *calm
+	access
 	*metrics
 
 	mu     sync.Mutex
-	open   map[string]*layer  // by ID
-	mounts map[string]mounted // by directory
+	blobs  map[string]*blob.Blob // of mounted and announced layers, by ID
+	open   map[string]*layer     // by ID
+	mounts map[string]mounted    // by directory
 }
 
 // A mounted layer is served in a directory.
@@ -44,10 +46,12 @@ type mounted struct {
 	server *lazyfs.Server
 }
 
-// Options says how layers are fetched. Hosts is required.
+// Options says how layers are fetched. Hosts and Alive are required.
 type Options struct {
 	// Hosts knows how to reach the registries.
 	Hosts Hosts
+	// Alive says whether a session is still there to be asked for credentials.
+	Alive func(session string) bool
 	// UserXattr marks opaque directories for an overlayfs that is mounted in a
 	// user namespace.
 	UserXattr bool
@@ -74,7 +78,8 @@ func New(root string, opts Options) (*Layers, error) {
 	})
 	return &Layers{
 		opts: opts, line: line, store: st, ahead: newLookahead(), calm: c, metrics: m,
-		open: map[string]*layer{}, mounts: map[string]mounted{},
+		access: access{alive: opts.Alive, grants: map[grant]struct{}{}},
+		blobs:  map[string]*blob.Blob{}, open: map[string]*layer{}, mounts: map[string]mounted{},
 	}, nil
 }
 
@@ -90,29 +95,48 @@ func (l *Layers) ID(labels map[string]string) (string, error) {
 // Fetch brings footer and TOC of a layer and makes the index that it is mounted
 // with. Those of the other layers of its image it asks for as well, so that
 // they are there when their turn comes.
-func (l *Layers) Fetch(ctx context.Context, id string, labels map[string]string) error {
+//
+// Who asks stands in the labels of the context's call, see [WithLabels]. Without
+// any, it is for those that the layer was announced to.
+func (l *Layers) Fetch(ctx context.Context, id string) error {
 	key, err := parseID(id)
 	if err != nil {
 		return err
 	}
-	if _, err := l.store.Layer(key); err == nil {
-		return nil
-	}
 	ctx, cancel := context.WithTimeoutCause(ctx, l.opts.MountTimeout.Duration,
 		fmt.Errorf("no index after %s, see mount_timeout", l.opts.MountTimeout.Duration))
 	defer cancel()
-	places := l.places(labels)
-	missing, err := l.missing(others(labels))
+	call, ok := callLabels(ctx)
+	stored, err := l.store.Layer(key)
+	if err == nil && (!ok || stored.Complete()) {
+		return nil
+	}
+	if !ok {
+		return l.fetch(ctx, key, l.blobOf(id, key.Blob), nil)
+	}
+	places := l.places(call)
+	if err == nil {
+		return l.prove(ctx, key.Blob, places)
+	}
+	missing, err := l.missing(others(call))
 	if err != nil {
 		return err
 	}
 	for _, d := range missing {
 		l.ahead.start(d, func() *blob.Blob { return l.line.Open(d, places...) })
 	}
-	b := l.line.Open(key.Blob, places...)
+	return l.fetch(ctx, key, l.line.Open(key.Blob, places...), places)
+}
+
+func (l *Layers) fetch(ctx context.Context, key store.Key, b *blob.Blob, places []blob.Source) error {
 	tail, size, err := l.ahead.take(ctx, key.Blob, b)
 	if err != nil {
 		return err
+	}
+	if len(places) > 0 { // for it may be another's
+		if err := l.prove(ctx, key.Blob, places); err != nil {
+			return err
+		}
 	}
 	if err = l.store.Add(ctx, key, size, tail, b.With(blob.Wanted).Range); err == nil || ctx.Err() != nil {
 		return err
@@ -132,14 +156,46 @@ func (l *Layers) missing(blobs []digest.Digest) ([]digest.Digest, error) {
 	}), err
 }
 
-// Renew tells of another place for a layer, or of other credentials.
-func (l *Layers) Renew(id string, labels map[string]string) {
+// Announce tells a layer of a build that is about to use it. The error of one
+// that may not read what is missing of it names the host and the cause.
+func (l *Layers) Announce(ctx context.Context, labels map[string]string) error {
+	key, err := keyOf(labels)
+	if err != nil {
+		return nil //nolint:nilerr // it is not ours
+	}
+	id, places := idOf(key), l.places(labels)
 	l.mu.Lock()
 	open := l.open[id]
 	l.mu.Unlock()
-	if open != nil {
-		open.renew(l.places(labels))
+	if open == nil || !open.Complete() {
+		if err := l.prove(ctx, key.Blob, places); err != nil {
+			return fmt.Errorf("%s is lazy, and not all here: %w", labels[refLabel], err)
+		}
 	}
+	l.blobOf(id, key.Blob).Add(append(places, l.public(labels)...)...)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if open := l.open[id]; open != nil {
+		open.announced(l.opts.Config)
+	}
+	return nil
+}
+
+// blobOf returns the blob of a layer, with the places that are known of it.
+func (l *Layers) blobOf(id string, d digest.Digest) *blob.Blob {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.knownBlob(id, d)
+}
+
+// knownBlob is blobOf with the lock held.
+func (l *Layers) knownBlob(id string, d digest.Digest) *blob.Blob {
+	b := l.blobs[id]
+	if b == nil {
+		b = l.line.Open(d)
+		l.blobs[id] = b
+	}
+	return b
 }
 
 // Mount shows a layer in a directory.
@@ -158,15 +214,15 @@ func (l *Layers) Mount(id, dir string, labels map[string]string) error {
 		return err
 	}
 	layer.mounts++
+	l.open[id] = layer
 	l.mounts[dir] = mounted{id: id, server: server}
 	return nil
 }
 
-// layer returns the layer with this ID, which begins to fill up. Call it with
-// the lock held.
+// layer returns the layer with this ID. It begins to fill up with the first
+// build that is announced. Call it with the lock held.
 func (l *Layers) layer(id string, labels map[string]string) (*layer, error) {
 	if open := l.open[id]; open != nil {
-		open.renew(l.places(labels))
 		return open, nil
 	}
 	key, err := parseID(id)
@@ -177,10 +233,7 @@ func (l *Layers) layer(id string, labels map[string]string) (*layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	open := newLayer(stored, l.line.Open(key.Blob, l.places(labels)...), lasting(labels), l.calm)
-	l.open[id] = open
-	open.start(l.opts.Config)
-	return open, nil
+	return newLayer(stored, l.knownBlob(id, key.Blob), lasting(labels), l.calm), nil
 }
 
 // Unmount ends a mount, and the fetching of its layer with its last one.
@@ -199,6 +252,7 @@ func (l *Layers) Unmount(dir string) error {
 	if layer.mounts--; layer.mounts == 0 {
 		layer.stop()
 		delete(l.open, m.id)
+		delete(l.blobs, m.id)
 	}
 	return nil
 }

@@ -38,13 +38,10 @@ func TestConfig(t *testing.T) {
 }
 
 func TestLabels(t *testing.T) {
-	type asked struct {
-		ref      string
-		sessions []string
-	}
+	type asked struct{ ref, session string }
 	var calls []asked
-	l := &Layers{opts: Options{Hosts: func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error) {
-		calls = append(calls, asked{ref.String(), sessions})
+	l := &Layers{opts: Options{Hosts: func(ref reference.Spec, session string) ([]docker.RegistryHost, error) {
+		calls = append(calls, asked{ref.String(), session})
 		return nil, nil
 	}}}
 	layer, above, toc := digest.FromString("layer").String(), digest.FromString("above").String(), digest.FromString("toc").String()
@@ -75,7 +72,16 @@ func TestLabels(t *testing.T) {
 		_, err := place.Hosts()
 		require.NoError(t, err)
 	}
-	require.Equal(t, []asked{{"registry.example/dir/one:latest", []string{"x", "y"}}, {"other.example/two:latest", nil}}, calls)
+	require.Equal(t, []asked{{"registry.example/dir/one:latest", "x"}, {"registry.example/dir/one:latest", "y"}, {"other.example/two:latest", ""}}, calls)
+
+	labels[tocLabel+".a"], labels["any.b"], labels[sessionLabel+".0.c"] = toc, "thing", "z"
+	labels["not.for-one-call"] = "stays"
+	require.Equal(t, map[string]string{
+		refLabel:    "registry.example/dir/one:latest",
+		digestLabel: layer,
+		tocLabel:    toc,
+		layersLabel: layer + "," + above, "not.for-one-call": "stays",
+	}, Lasting(labels))
 
 	delete(labels, tocLabel)
 	_, err = l.ID(labels)

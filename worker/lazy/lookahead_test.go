@@ -70,3 +70,20 @@ func blobOf(t *testing.T, files int) []byte {
 	require.NoError(t, err)
 	return b.Bytes()
 }
+
+// tarOf has files with contents.
+func tarOf(t *testing.T, files int) []byte {
+	t.Helper()
+	var p bytes.Buffer
+	w := tar.NewWriter(&p)
+	for i := range files {
+		c := contentsOf(i)
+		require.NoError(t, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("file-%d", i), Mode: 0o644, Size: int64(len(c))}))
+		_, err := w.Write(c)
+		require.NoError(t, err)
+	}
+	require.NoError(t, w.Close())
+	return p.Bytes()
+}
+
+func contentsOf(i int) []byte { return bytes.Repeat([]byte(fmt.Sprint("contents of ", i, "\n")), 1000) }

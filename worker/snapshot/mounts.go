@@ -122,7 +122,7 @@ func (s *Snapshotter) heal(ctx context.Context, info snapshots.Info) error {
 	}
 	id, err := s.lazy.ID(info.Labels)
 	if err == nil {
-		err = s.lazy.Fetch(ctx, id, info.Labels)
+		err = s.lazy.Fetch(ctx, id)
 	}
 	if err == nil {
 		err = s.mount(ctx, info.Name)

@@ -28,18 +28,16 @@ import (
 
 // A Lazy brings layers and mounts them. It is safe for concurrent use.
 //
-// The labels of a snapshot say where its layer lies. Those that stay with the
-// snapshot name the layer, those of one call carry who may read it.
+// The labels of a snapshot name its layer and say where it lies. Who may read it
+// is told past the snapshotter, which keeps labels on disk.
 type Lazy interface {
 	// ID names the layer on this machine, or says why it cannot be lazy. It
 	// looks at the labels alone.
 	ID(labels map[string]string) (string, error)
 	// Fetch brings what is needed to mount a layer.
-	Fetch(ctx context.Context, id string, labels map[string]string) error
+	Fetch(ctx context.Context, id string) error
 	// Refused tells those who watch the context's build why a layer is not lazy.
 	Refused(ctx context.Context, labels map[string]string, why error)
-	// Renew tells of newer places and credentials for a layer.
-	Renew(id string, labels map[string]string)
 	// Mount shows a layer that was fetched, by this process or an earlier one,
 	// in a directory. Whatever a dead process left there goes away first.
 	Mount(id, dir string, labels map[string]string) error
@@ -147,7 +145,7 @@ func (s *Snapshotter) prepareLazy(ctx context.Context, target, parent string, la
 		return err
 	}
 	defer s.hold(id)()
-	if err := s.lazy.Fetch(ctx, id, labels); err != nil {
+	if err := s.lazy.Fetch(ctx, id); err != nil {
 		return err
 	}
 	// Images that share a base ask for the same snapshots at once.
@@ -221,20 +219,11 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, err
 	return info, err
 }
 
-// Update tells the layer of what new labels say: BuildKit adds the sessions of
-// a build for as long as it mounts the snapshot.
+// Update shows the snapshot as Stat does.
 func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	updated, err := s.Snapshotter.Update(ctx, info, fieldpaths...)
-	if err != nil {
-		return updated, err
-	}
-	if _, ok := updated.Labels[remoteLabel]; ok {
-		if id, err := s.lazy.ID(updated.Labels); err == nil {
-			s.lazy.Renew(id, updated.Labels)
-		}
-	}
 	delete(updated.Labels, upperdirLabel)
-	return updated, nil
+	return updated, err
 }
 
 // Usage of a lazy snapshot is what is here of it by now.

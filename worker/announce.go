@@ -1,0 +1,125 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/moby/buildkit/snapshot"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/lazy"
+)
+
+// An announcing snapshotter tells lazy layers of the builds that use them.
+//
+// BuildKit says so in labels: it adds the sessions of a build to a snapshot
+// before it mounts it, and removes them afterwards, though the build reads for as
+// long as it lives. They are told and not kept: what is on disk names nobody.
+// This is done above containerd's metadata, which would keep them too, and would
+// call what is below it within a transaction.
+type announcing struct {
+	snapshot.Snapshotter
+	layers *lazy.Layers
+}
+
+const remoteLabel = "containerd.io/snapshot/remote"
+
+// Prepare lets the layer be fetched with the sessions in the labels.
+func (a *announcing) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) error {
+	var wanted snapshots.Info
+	for _, opt := range opts {
+		if err := opt(&wanted); err != nil {
+			return err
+		}
+	}
+	lasting := lazy.Lasting(wanted.Labels)
+	if len(lasting) == len(wanted.Labels) {
+		return a.Snapshotter.Prepare(ctx, key, parent, opts...)
+	}
+	ctx = lazy.WithLabels(ctx, wanted.Labels)
+	err := a.Snapshotter.Prepare(ctx, key, parent, append(slices.Clone(opts), withOnly(lasting))...)
+	if errdefs.IsAlreadyExists(err) { // the lazy snapshot does
+		if refused := a.layers.Announce(ctx, wanted.Labels); refused != nil {
+			return refused
+		}
+	}
+	return err
+}
+
+// withOnly replaces all labels.
+func withOnly(labels map[string]string) snapshots.Opt {
+	return func(info *snapshots.Info) error {
+		info.Labels = labels
+		return nil
+	}
+}
+
+// Update announces the sessions in the labels. To remove them changes nothing.
+func (a *announcing) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
+	lasting := lazy.Lasting(info.Labels)
+	if len(lasting) == len(info.Labels) {
+		return a.Snapshotter.Update(ctx, info, fieldpaths...)
+	}
+	there, err := a.Stat(ctx, info.Name)
+	if err != nil {
+		return there, err
+	}
+	if _, ok := there.Labels[remoteLabel]; ok && brings(info.Labels, lasting) {
+		labels := maps.Clone(there.Labels)
+		maps.Copy(labels, info.Labels)
+		if err := a.layers.Announce(ctx, labels); err != nil {
+			return there, err
+		}
+	}
+	kept := slices.DeleteFunc(slices.Clone(fieldpaths), func(path string) bool {
+		name, ok := strings.CutPrefix(path, "labels.")
+		_, lasts := lasting[name]
+		return ok && !lasts
+	})
+	if len(kept) == 0 && len(fieldpaths) > 0 {
+		return there, nil
+	}
+	info.Labels = lasting
+	return a.Snapshotter.Update(ctx, info, kept...)
+}
+
+// brings says whether any of the labels that do not last is set.
+func brings(labels, lasting map[string]string) bool {
+	for name, value := range labels {
+		if _, ok := lasting[name]; !ok && value != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// forgetSessions removes the labels that an earlier version has kept.
+func forgetSessions(ctx context.Context, s snapshot.Snapshotter) error {
+	var stale []snapshots.Info
+	err := s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if len(lazy.Lasting(info.Labels)) < len(info.Labels) {
+			stale = append(stale, info)
+		}
+		return nil
+	})
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	for _, info := range stale {
+		lasting := lazy.Lasting(info.Labels)
+		var fields []string
+		for name := range info.Labels {
+			if _, ok := lasting[name]; !ok {
+				fields = append(fields, "labels."+name)
+			}
+		}
+		if _, err := s.Update(ctx, snapshots.Info{Name: info.Name, Labels: map[string]string{}}, fields...); err != nil {
+			return fmt.Errorf("sessions in the labels of snapshot %s: %w", info.Name, err)
+		}
+	}
+	return nil
+}

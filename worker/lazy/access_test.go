@@ -1,0 +1,195 @@
+package lazy
+
+import (
+	"bytes"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
+)
+
+// A private registry gives its blob to the sessions that it knows.
+type private struct {
+	*httptest.Server
+	blob []byte
+	toc  digest.Digest
+
+	mu      sync.Mutex
+	known   map[string]bool
+	alive   map[string]bool
+	answers map[string]int // by session
+}
+
+func servePrivate(t *testing.T, files int) *private {
+	p := &private{known: map[string]bool{}, alive: map[string]bool{}, answers: map[string]int{}}
+	p.blob, p.toc = layerOf(t, files)
+	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.mu.Lock()
+		session := r.Header.Get("X-Session")
+		known := p.known[session]
+		if known {
+			p.answers[session]++
+		}
+		p.mu.Unlock()
+		if !known {
+			http.Error(w, "no", http.StatusUnauthorized)
+			return
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(p.blob))
+	}))
+	t.Cleanup(p.Close)
+	return p
+}
+
+func (p *private) set(session string, known, alive bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.known[session], p.alive[session] = known, alive
+}
+
+func (p *private) answered(session string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.answers[session]
+}
+
+func (p *private) name() string { return strings.TrimPrefix(p.URL, "http://") }
+
+// open opens layers that are fetched from the registry.
+func (p *private) open(t *testing.T, c Config) *Layers {
+	t.Helper()
+	at, err := url.Parse(p.URL)
+	require.NoError(t, err)
+	l, err := New(t.TempDir(), Options{
+		Hosts: func(_ reference.Spec, session string) ([]docker.RegistryHost, error) {
+			return []docker.RegistryHost{{
+				Client: p.Client(), Host: at.Host, Scheme: at.Scheme, Path: "/v2",
+				Header: http.Header{"X-Session": {session}}, Capabilities: docker.HostCapabilityPull,
+			}}, nil
+		},
+		Alive: func(session string) bool {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return p.alive[session]
+		},
+		Config: c,
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, l.Close()) })
+	return l
+}
+
+// labels are those of a call with a session.
+func (p *private) labels(session string) map[string]string {
+	ref := p.name() + "/base:latest"
+	labels := map[string]string{
+		refLabel: ref, digestLabel: digest.FromBytes(p.blob).String(), tocLabel: p.toc.String(),
+	}
+	if session != "" {
+		labels[refLabel+".x"], labels[sessionLabel+".0.x"] = ref, session
+	}
+	return labels
+}
+
+// fetch is what a snapshotter asks for on behalf of a session.
+func (p *private) fetch(t *testing.T, l *Layers, session string) error {
+	id, err := l.ID(p.labels(""))
+	require.NoError(t, err)
+	return l.Fetch(WithLabels(t.Context(), p.labels(session)), id)
+}
+
+func layerOf(t *testing.T, files int) ([]byte, digest.Digest) {
+	t.Helper()
+	var b bytes.Buffer
+	toc, err := estargz.Write(t.Context(), &b, bytes.NewReader(tarOf(t, files)), estargz.Options{})
+	require.NoError(t, err)
+	return b.Bytes(), toc.TOCDigest
+}
+
+// A build that may not read a layer gets nothing of it, whatever another one has
+// fetched, and what it is told names the registry and the reason. One that may
+// is asked for a proof once.
+func TestAccess(t *testing.T) {
+	p := servePrivate(t, 10)
+	l := p.open(t, Config{})
+	p.set("right", true, true)
+	p.set("wrong", false, true)
+	refused := func(err error) {
+		t.Helper()
+		require.ErrorContains(t, err, "401 Unauthorized")
+		require.ErrorContains(t, err, p.name())
+	}
+	refused(p.fetch(t, l, "wrong"))
+	require.NoError(t, p.fetch(t, l, "right"))
+	before := p.answered("right")
+	require.NoError(t, l.Announce(t.Context(), p.labels("right")))
+	require.NoError(t, p.fetch(t, l, "right"))
+	require.Equal(t, before, p.answered("right"))
+
+	refused(p.fetch(t, l, "wrong"))
+	refused(l.Announce(t.Context(), p.labels("wrong")))
+	refused(l.Announce(t.Context(), p.labels("")))
+
+	p.set("second", true, true)
+	require.NoError(t, l.Announce(t.Context(), p.labels("second")))
+	require.NoError(t, l.Announce(t.Context(), p.labels("second")))
+	require.Equal(t, 1, p.answered("second"))
+
+	p.set("right", true, false)
+	p.set("third", true, true)
+	require.NoError(t, l.Announce(t.Context(), p.labels("third")))
+	require.NotContains(t, l.grants, grant{"right", p.name(), "base"}, "its session has ended")
+}
+
+// A layer that is mounted again fetches nothing before a build comes that may,
+// and then goes on.
+func TestMountedAgain(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	p := servePrivate(t, 10)
+	l := p.open(t, Config{NoPrefetch: true})
+	p.set("right", true, true)
+	require.NoError(t, p.fetch(t, l, "right"))
+	dir := t.TempDir()
+	id, err := l.ID(p.labels(""))
+	require.NoError(t, err)
+	require.NoError(t, l.Mount(id, dir, p.labels("")))
+	defer func() { require.NoError(t, l.Unmount(dir)) }()
+
+	_, err = os.ReadFile(dir + "/file-0")
+	require.Error(t, err, "nobody is known who may read it")
+	require.False(t, l.open[id].started)
+	p.set("wrong", false, true)
+	require.Error(t, l.Announce(t.Context(), p.labels("wrong")))
+	_, err = os.ReadFile(dir + "/file-1")
+	require.Error(t, err)
+	require.NoError(t, l.Announce(t.Context(), p.labels("right")))
+	got, err := os.ReadFile(dir + "/file-2")
+	require.NoError(t, err)
+	require.Equal(t, contentsOf(2), got)
+	require.True(t, l.open[id].started)
+}
+
+// A mount that fails leaves nothing open.
+func TestMountFails(t *testing.T) {
+	p := servePrivate(t, 1)
+	l := p.open(t, Config{})
+	p.set("right", true, true)
+	require.NoError(t, p.fetch(t, l, "right"))
+	id, err := l.ID(p.labels(""))
+	require.NoError(t, err)
+	require.Error(t, l.Mount(id, t.TempDir()+"/none", p.labels("")))
+	require.Empty(t, l.open)
+}
