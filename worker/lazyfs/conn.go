@@ -28,7 +28,7 @@ type conn struct {
 	serving sync.WaitGroup
 	spare   sync.Pool // of *request
 	slow    atomic.Int32
-	waits   waits
+	reads   reads
 	ahead   *ahead
 }
 
@@ -43,7 +43,7 @@ func newConn(device *os.File, files *filesystem) *conn {
 	raw, _ := device.SyscallConn() // fails for a nil file
 	c := &conn{device: device, raw: raw, files: files}
 	c.spare.New = func() any { return newRequest() }
-	c.waits.of = map[uint64]*reader{}
+	c.reads.of = map[uint64]*reading{}
 	files.opens.device = raw
 	c.ahead = newAhead(files.layer, c.serving.Go, c.notify)
 	return c
@@ -80,7 +80,7 @@ func (c *conn) serve() {
 // cut ends the connection, and all waiting for contents.
 func (c *conn) cut() {
 	c.device.Close()
-	c.waits.end()
+	c.reads.cutOff()
 }
 
 // answer says whether the one who answers was replaced meanwhile.

@@ -24,6 +24,9 @@ type fake struct {
 	nodes []fakeNode
 	// before, if set, is called by ReadAt before it reads, and may wait or fail.
 	before func(ctx context.Context, n store.Node, off int64) error
+	// here, if set, says whether what starts at an offset of a file is present. If
+	// not, it is unless there is a before.
+	here func(off int64) bool
 
 	whole atomic.Bool
 
@@ -205,6 +208,13 @@ func (f *fake) Xattrs(n store.Node) iter.Seq2[string, []byte] {
 			}
 		}
 	}
+}
+
+func (f *fake) Here(_ store.Node, off, _ int64) bool {
+	if f.here != nil {
+		return f.here(off)
+	}
+	return f.before == nil
 }
 
 func (f *fake) ReadAt(ctx context.Context, n store.Node, p []byte, off int64) (int, error) {

@@ -53,6 +53,8 @@ type Layer interface {
 	HasXattrs() bool
 	Opaque(dir store.Node) bool
 	HasOpaque() bool
+	// Here tells whether a part of a file is present.
+	Here(n store.Node, off, size int64) bool
 	// ReadAt waits for what is not present yet, until the context is done. Who
 	// does not want to wait asks with a context that is, and may find it present
 	// the next time.

@@ -130,6 +130,14 @@ func (r *request) finish(errno unix.Errno) {
 	}
 }
 
+// goOn has another goroutine receive requests, unless one does.
+func (r *request) goOn() {
+	if r.replace != nil {
+		r.replace()
+		r.replaced = true
+	}
+}
+
 func (r *request) reset() {
 	r.replace, r.replaced = nil, false
 	r.trim(0)

@@ -1,6 +1,7 @@
 package lazyfs
 
 import (
+	"context"
 	"errors"
 	"io"
 	"sync"
@@ -12,13 +13,20 @@ import (
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
 )
 
+// read answers with contents. While it waits for them another goroutine receives
+// requests.
 func (c *conn) read(r *request, in *fuse.ReadIn) unix.Errno {
 	f, n, off := c.files, nodeOf(in.NodeId), int64(in.Offset)
-	if f.failures.again(n, off) {
-		return unix.EIO
+	reading := c.reads.begin(r.header())
+	defer c.reads.end(reading)
+	ctx := context.Background()
+	if !f.layer.Here(n, off, int64(in.Size)) {
+		if f.failures.again(n, off) {
+			return unix.EIO
+		}
+		ctx = c.wait(reading)
+		r.goOn()
 	}
-	ctx := newReader(c, r)
-	defer ctx.end()
 	p := r.body(int(in.Size))
 	got, err := f.layer.ReadAt(ctx, n, p, off)
 	switch {

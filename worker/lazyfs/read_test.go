@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -82,6 +83,54 @@ func TestFailure(t *testing.T) {
 		p, err := os.ReadFile(filepath.Join(dir, "file"))
 		return err == nil && string(p) == "content"
 	}, soon, 10*time.Millisecond)
+}
+
+// TestFailureSparesWhatIsHere reads a part that is here of a range that could not
+// be read as a whole.
+func TestFailureSparesWhatIsHere(t *testing.T) {
+	layer := layerOf(large("file", 64<<10))
+	layer.here = func(off int64) bool { return off > 0 }
+	layer.before = func(_ context.Context, _ store.Node, off int64) error {
+		if off == 0 {
+			return errors.New("the registry is gone")
+		}
+		return nil
+	}
+	dir := mounted(t, layer, Options{})
+	fd, err := unix.Open(filepath.Join(dir, "file"), unix.O_RDONLY|unix.O_DIRECT, 0)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	_, err = unix.Pread(fd, make([]byte, 64<<10), 0)
+	require.ErrorIs(t, err, unix.EIO)
+	n, err := unix.Pread(fd, make([]byte, 4096), 8192)
+	require.NoError(t, err)
+	require.Equal(t, 4096, n)
+}
+
+// TestInterrupts interrupts a read before and while it waits, and one that is not
+// known.
+func TestInterrupts(t *testing.T) {
+	const gone = 1<<31 - 1 // no thread has this number
+	for name, early := range map[string]bool{"before it waits": true, "while it waits": false} {
+		t.Run(name, func(t *testing.T) {
+			c := newConn(nil, newFilesystem(layerOf(), Options{}))
+			require.Equal(t, unix.EAGAIN, c.interrupt(7), "it was not received yet")
+			r := c.reads.begin(&fuse.InHeader{Unique: 7, Caller: fuse.Caller{Pid: gone}})
+			if early {
+				require.Zero(t, c.interrupt(7))
+				require.Zero(t, c.interrupt(7))
+			}
+			ctx := c.wait(r)
+			if !early {
+				require.NoError(t, ctx.Err())
+				require.Zero(t, c.interrupt(7))
+			}
+			<-ctx.Done()
+			c.reads.end(r)
+			c.serving.Wait()
+			require.Empty(t, c.reads.of)
+		})
+	}
 }
 
 // A gate has reads wait until it opens.

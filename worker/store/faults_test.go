@@ -9,6 +9,8 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -98,11 +100,31 @@ func TestLyingDigest(t *testing.T) {
 		require.Equal(t, want == "", err != nil)
 		require.Equal(t, want, got)
 	}
-	require.Len(t, f.asked(), requests+3)
+	for range 5 {
+		_, err := read(l, find(t, l, "b"))
+		require.ErrorIs(t, err, errCorrupt)
+	}
+	require.Len(t, f.asked(), requests+3, "who reads it again does not fetch it again at once")
 	f.data = b.data
+	l.Connect(f.all())
 	got, err := read(l, find(t, l, "b"))
 	require.NoError(t, err)
 	require.Equal(t, text(2, 6000), got)
+}
+
+// TestCorruptionIsForgotten lets a chunk be fetched again after a while.
+func TestCorruptionIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s corruption
+		require.NoError(t, s.of(1))
+		s.add(1, errCorrupt)
+		time.Sleep(corruptionLasts - time.Nanosecond)
+		require.Equal(t, errCorrupt, s.of(1))
+		require.NoError(t, s.of(2))
+		time.Sleep(time.Nanosecond)
+		require.NoError(t, s.of(1))
+		require.Empty(t, s.chunks)
+	})
 }
 
 // TestRegistryFails passes on why.

@@ -23,6 +23,7 @@ type Layer struct {
 	blobs       atomic.Pointer[Blobs]
 	cursor      atomic.Uint32 // the chunk behind what was wanted last
 	prefetching atomic.Bool   // what is known to be needed
+	corruption  corruption
 	counters
 
 	mu      sync.Mutex
@@ -50,7 +51,10 @@ type Blobs struct{ Wanted, Prefetch, Background Blob }
 
 // Connect tells where missing contents come from. It may be called again, for
 // newer credentials.
-func (l *Layer) Connect(b Blobs) { l.blobs.Store(&b) }
+func (l *Layer) Connect(b Blobs) {
+	l.blobs.Store(&b)
+	l.corruption.forget()
+}
 
 // Key returns the name of the layer.
 func (l *Layer) Key() Key { return l.key }

@@ -50,11 +50,21 @@ func (l *Layer) need(ctx context.Context, f *node, off, size int64) error {
 		if l.present.has(c) {
 			continue
 		}
-		if err := l.obtain(ctx, c, errand{priority: wanted, until: l.index.Chunks}); err != nil {
+		if err := l.obtain(ctx, c); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// Here says whether a part of a file can be read without waiting. There is no
+// part of what is no regular file, or behind its end.
+func (l *Layer) Here(n Node, off, size int64) bool {
+	f := l.index.node(n)
+	if !f.isFile() || off < 0 || off >= f.Size || size <= 0 {
+		return true
+	}
+	return l.allHere(l.chunksOf(&f, off, min(size, f.Size-off)))
 }
 
 // chunksOf returns the chunks of a part of a file, from the first to before

@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"errors"
+	"sync"
+	"time"
 )
 
 // priority says who needs chunks, the most urgent first.
@@ -29,7 +31,8 @@ type errand struct {
 type run struct {
 	layer *Layer
 	errand
-	items []item
+	items  []item
+	shares bool // leaves out chunks that other layers are getting
 
 	waiting context.Context // done when somebody waits
 	hurry   context.CancelFunc
@@ -56,9 +59,60 @@ func (l *Layer) newRun(e errand) *run {
 	return r
 }
 
-// obtain waits until a chunk is here.
-func (l *Layer) obtain(ctx context.Context, c uint32, e errand) error {
-	return l.await(ctx, c, l.begin(ctx, c, e))
+// obtain waits until a chunk is here, for somebody who reads it.
+func (l *Layer) obtain(ctx context.Context, c uint32) error {
+	if err := l.corruption.of(c); err != nil {
+		return err
+	}
+	e := errand{priority: wanted, until: l.index.Chunks}
+	err := l.await(ctx, c, l.begin(ctx, c, e))
+	if errors.Is(err, errCorrupt) {
+		l.corruption.add(c, err)
+	}
+	return err
+}
+
+// corruptionLasts is how long a chunk that came corrupt several times is not
+// fetched again for those who read it.
+const corruptionLasts = 10 * time.Second
+
+// A corruption remembers the chunks that came corrupt. The zero value is none.
+type corruption struct {
+	mu     sync.Mutex
+	chunks map[uint32]corrupted
+}
+
+type corrupted struct {
+	err   error
+	until time.Time
+}
+
+func (s *corruption) add(c uint32, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.chunks == nil {
+		s.chunks = map[uint32]corrupted{}
+	}
+	s.chunks[c] = corrupted{err, time.Now().Add(corruptionLasts)}
+}
+
+// of returns the error of a chunk that came corrupt a short time ago.
+func (s *corruption) of(c uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	known, ok := s.chunks[c]
+	if !ok || time.Now().Before(known.until) {
+		return known.err
+	}
+	delete(s.chunks, c)
+	return nil
+}
+
+// forget is called when the contents may come from elsewhere.
+func (s *corruption) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.chunks = nil
 }
 
 // A trip is an attempt to get a chunk.
@@ -72,7 +126,12 @@ type trip struct {
 // fetched, the missing ones behind it come along.
 func (l *Layer) begin(ctx context.Context, c uint32, e errand) trip {
 	r := l.newRun(e)
-	f, mine := l.store.flights.board(l.index.chunk(c).Digest, r)
+	digest := l.index.chunk(c).Digest
+	if e.priority != wanted {
+		_, others := l.store.flights.has(l, digest)
+		r.shares = !others
+	}
+	f, mine := l.store.flights.board(digest, r)
 	if mine {
 		r.begin(ctx, c, f)
 	} else if e.priority == wanted {
@@ -99,7 +158,7 @@ func (l *Layer) await(ctx context.Context, c uint32, t trip) error {
 			return nil
 		}
 		if err == nil {
-			continue // it is in another layer
+			continue // another chunk of the layer has the same contents
 		}
 		corrupt := errors.Is(err, errCorrupt)
 		if corrupt {
@@ -206,7 +265,7 @@ func (r *run) plan(c uint32, f *flight, window int64) {
 	}
 }
 
-// boardMissing begins the flight of a chunk that nobody has or is getting.
+// boardMissing begins the flight of a chunk that is not here nor on its way.
 func (r *run) boardMissing(c uint32) *flight {
 	l := r.layer
 	if l.present.has(c) || l.present.claimed(c) {
@@ -215,7 +274,11 @@ func (r *run) boardMissing(c uint32) *flight {
 	if _, ok := l.twinOf(c); ok {
 		return nil
 	}
-	f, mine := l.store.flights.board(l.index.chunk(c).Digest, r)
+	digest := l.index.chunk(c).Digest
+	if _, others := l.store.flights.has(l, digest); others && r.shares {
+		return nil
+	}
+	f, mine := l.store.flights.board(digest, r)
 	if !mine {
 		return nil
 	}

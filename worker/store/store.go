@@ -77,7 +77,7 @@ func Open(root string, opts Options) (*Store, error) {
 		bootID:    opts.bootID,
 		building:  semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0))),
 		buffers:   semaphore.NewWeighted(maxBuffers),
-		flights:   flights{by: map[[32]byte]*flight{}},
+		flights:   newFlights(),
 		waited:    opts.Waited,
 		pace:      opts.Pace,
 		layers:    map[Key]*Layer{},

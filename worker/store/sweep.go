@@ -175,19 +175,26 @@ func (s *sweep) follow() {
 
 // next returns the next chunk, a fresh one that nobody is getting yet. When all
 // that are missing are on their way it is one to wait for, if no other worker
-// does.
+// does, or else one that only other layers are getting: for those nobody waits.
 func (s *sweep) next() (c uint32, fresh, ok bool) {
+	var elsewhere *uint32
 	for i := range s.until {
 		next := (s.at + i) % s.until
 		if s.layer.present.has(next) || s.taken[next] || s.corrupt[next] != nil {
 			continue
 		}
-		if !s.layer.store.flights.has(s.layer.index.chunk(next).Digest) {
+		own, others := s.layer.store.flights.has(s.layer, s.layer.index.chunk(next).Digest)
+		switch {
+		case !own && !others:
 			return next, true, true
-		}
-		if !ok {
+		case own && !ok:
 			c, ok = next, true
+		case !own && elsewhere == nil:
+			elsewhere = &next
 		}
+	}
+	if !ok && elsewhere != nil {
+		c, ok = *elsewhere, true
 	}
 	return c, false, ok
 }
