@@ -1,0 +1,105 @@
+package integration
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A root goes from the stock daemon to ours and back, with its cache.
+func TestStockRoot(t *testing.T) {
+	needs(t)
+	dir, image := helloImage(t), repository(t)
+	d := startDaemon(t, stock)
+	d.build(t, dir, "--output", "type=image,push=true,name="+image+":stock")
+	as := func(binary string) {
+		require.NoError(t, d.stop())
+		d.binary = binary
+		d.start(t)
+	}
+	as(ours)
+	requireRunCached(t, d.build(t, dir, "--output", profiled(image+":ours")))
+	requireEStargz(t, image+":ours")
+	as(stock)
+	requireRunCached(t, d.build(t, dir, "--output", "type=image,push=true,name="+image+":again"))
+	require.Equal(t, onlyImage(t, image+":stock").Descriptor.Digest, onlyImage(t, image+":again").Descriptor.Digest)
+	d.buildctl(t, "prune", "--all")
+	as(ours)
+	d.build(t, dir, "--output", profiled(image+":ours"))
+}
+
+// Layers of a base that are ordered already get the order of the new image only
+// on demand.
+func TestReorder(t *testing.T) {
+	needs(t)
+	d, image := startDaemon(t, ours), repository(t)
+	base := writeFiles(t, map[string]string{"one": "1", "two": "2",
+		"Dockerfile": "FROM " + busybox(t) + "\nCOPY one two /data/\nENTRYPOINT [\"cat\", \"/data/one\"]\n"})
+	d.build(t, base, "--output", profiled(image+":base"))
+	derived := writeFiles(t, map[string]string{"three": "3",
+		"Dockerfile": "FROM " + image + ":base\nCOPY three /\nENTRYPOINT [\"cat\", \"/data/two\", \"/three\"]\n"})
+	for reorder, want := range map[string][]string{"new": {"data/one", "three"}, "all": {"data/two", "three"}} {
+		as := image + ":" + reorder
+		d.build(t, derived, "--output", profiled(as, "estargz-reorder="+reorder))
+		requireRead(t, as, want)
+	}
+}
+
+// Prometheus sees what lazy layers do.
+func TestLazyMetrics(t *testing.T) {
+	needs(t)
+	name := pushLazy(t)
+	port, err := freePort()
+	require.NoError(t, err)
+	address := fmt.Sprintf("127.0.0.1:%d", port)
+	d := startDaemon(t, ours, "--oci-worker-snapshotter=stargz", "--debugaddr="+address)
+	d.build(t, upon(t, registry(t)+"/"+name, sumAll))
+	res, err := http.Get("http://" + address + "/metrics")
+	require.NoError(t, err)
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	found := regexp.MustCompile(`(?m)^buildkitd_esgz_lazy_read_wait_seconds_count(?:\{.*\})? (\d+)`).FindSubmatch(text)
+	require.NotNil(t, found, "%s", text)
+	waits, err := strconv.Atoi(string(found[1]))
+	require.NoError(t, err)
+	require.Positive(t, waits)
+}
+
+// A step taken from a remote cache is mounted, and only what is read of it comes.
+func TestLazyCache(t *testing.T) {
+	needs(t)
+	name := repositoryName(t)
+	dir := writeFiles(t, map[string]string{"Dockerfile": "FROM " + busybox(t) + "\nRUN hardfiles random /large 16000000 1 && echo hello >/hello\nRUN cat /hello\n"})
+	startDaemon(t, ours).build(t, dir, "--output", "type=cacheonly", "--cache-to", maxCache(registry(t)+"/"+name+":cache"))
+
+	p := countingProxy(t)
+	more := writeFiles(t, map[string]string{})
+	file, err := os.ReadFile(filepath.Join(dir, "Dockerfile"))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(more, "Dockerfile"), append(file, "RUN cat /hello /hello\n"...), 0o600))
+	built := startLazy(t, onDemand).build(t, more, "--cache-from", "type=registry,ref="+p.address+"/"+name+":cache")
+	require.Contains(t, built.logs.String(), "hello\nhello\n")
+	require.Less(t, p.bytes.Load(), int64(8_000_000), "bytes read of a cache of 16 MB")
+}
+
+// Which network a workload has is asked for.
+func TestProfileNetwork(t *testing.T) {
+	needs(t)
+	d := startDaemon(t, ours, "--allow-insecure-entitlement=network.host")
+	dir := writeFiles(t, map[string]string{"alone": "1", "connected": "2", "run.sh": `
+if [ "$(ls /sys/class/net)" = lo ]; then cat /alone; else cat /connected; fi
+`, "Dockerfile": "FROM " + busybox(t) + "\nCOPY alone connected run.sh /\nENTRYPOINT [\"sh\", \"/run.sh\"]\n"})
+	for network, want := range map[string]string{"none": "alone run.sh", "sandbox": "connected run.sh", "host": "connected run.sh"} {
+		image := repository(t) + ":" + network
+		d.build(t, dir, "--allow", "network.host", "--output", profiled(image, "estargz-profile-network="+network))
+		requireRead(t, image, []string{want})
+	}
+}
