@@ -126,6 +126,13 @@ func (t Type) NeedsConversion(ctx context.Context, cs content.Store, desc ocispe
 	return !is, err
 }
 
+// IsEStargz says whether a descriptor is that of an eStargz layer, as far as can
+// be told without its bytes: the layers of zstd:chunked have a TOC digest too.
+func IsEStargz(desc ocispecs.Descriptor) bool {
+	from, err := bkcompression.FromMediaType(desc.MediaType)
+	return err == nil && from == bkcompression.Gzip && hasTOCDigest(desc)
+}
+
 func hasTOCDigest(desc ocispecs.Descriptor) bool {
 	return digest.Digest(desc.Annotations[estargz.TOCDigestAnnotation]).Validate() == nil
 }

@@ -2,7 +2,9 @@ package compression
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"strings"
 
@@ -28,6 +30,11 @@ type Layer struct {
 	ra   content.ReaderAt
 }
 
+// ErrUnorderable is what is wrong with a layer that is in the content store and
+// that cannot be read as eStargz or be put in another order. Such a layer, which
+// another tool wrote, can be exported as it is.
+var ErrUnorderable = errors.New("cannot be put in another order")
+
 // OpenLayer opens a layer of the content store. It must be closed.
 func OpenLayer(ctx context.Context, cs content.Store, desc ocispecs.Descriptor) (*Layer, error) {
 	ra, err := cs.ReaderAt(ctx, desc)
@@ -37,7 +44,7 @@ func OpenLayer(ctx context.Context, cs content.Store, desc ocispecs.Descriptor) 
 	r, err := estargz.Open(ra, ra.Size(), estargz.OpenOptions{TOCDigest: digest.Digest(desc.Annotations[estargz.TOCDigestAnnotation])})
 	if err != nil {
 		ra.Close()
-		return nil, fmt.Errorf("layer %s: %w", desc.Digest, err)
+		return nil, fmt.Errorf("layer %s %w: %w", desc.Digest, ErrUnorderable, err)
 	}
 	return &Layer{Reader: r, desc: desc, cs: cs, ra: ra}, nil
 }
@@ -70,7 +77,7 @@ func (t Type) Order(ctx context.Context, l *Layer, order []string, level *int) (
 	}
 	blob, err := t.writeOrdered(ctx, l, order, level)
 	if err != nil {
-		return l.desc, fmt.Errorf("layer %s in another order: %w", l.desc.Digest, err)
+		return l.desc, fmt.Errorf("layer %s: %w", l.desc.Digest, err)
 	}
 	return ordered(l.desc, blob), setLabels(ctx, l.cs, info, map[string]string{key: blob.Digest.String()})
 }
@@ -103,12 +110,16 @@ func (t Type) writeOrdered(ctx context.Context, l *Layer, order []string, level 
 			_ = l.cs.Abort(context.WithoutCancel(ctx), ref)
 		}
 	}()
-	blob, err := estargz.Reorder(ctx, w, l.Reader, order, estargz.Options{
+	to := &writer{Writer: w}
+	blob, err := estargz.Reorder(ctx, to, l.Reader, order, estargz.Options{
 		Level:        n,
 		ChunkSize:    t.opts.ChunkSize,
 		MinChunkSize: t.opts.MinChunkSize,
 		Pool:         t.pool,
 	})
+	if err != nil && to.err == nil && ctx.Err() == nil {
+		return content.Info{}, fmt.Errorf("%w: %w", ErrUnorderable, err)
+	}
 	if err != nil {
 		return content.Info{}, err
 	}
@@ -119,4 +130,15 @@ func (t Type) writeOrdered(ctx context.Context, l *Layer, order []string, level 
 		err = setLabels(ctx, l.cs, info, set)
 	}
 	return info, err
+}
+
+// A writer remembers that it failed, which is not the fault of what is written.
+type writer struct {
+	io.Writer
+	err error
+}
+
+func (w *writer) Write(p []byte) (n int, err error) {
+	n, w.err = w.Writer.Write(p)
+	return n, w.err
 }

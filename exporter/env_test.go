@@ -111,11 +111,19 @@ func (e *env) blob(blob []byte) ocispecs.Descriptor {
 func (e *env) eStargz(layer []byte) ocispecs.Descriptor {
 	e.t.Helper()
 	blob, desc := eStargz(e.t, layer)
+	return e.pulled(blob, desc)
+}
+
+// pulled stores a blob with the annotations that its descriptor has, whatever
+// the blob is.
+func (e *env) pulled(blob []byte, desc ocispecs.Descriptor) ocispecs.Descriptor {
+	e.t.Helper()
+	desc.Digest, desc.Size = digest.FromBytes(blob), int64(len(blob))
 	info := content.Info{Digest: desc.Digest, Labels: map[string]string{"buildkit.io/blob/mediatype": desc.MediaType}}
 	for k, v := range desc.Annotations {
 		info.Labels["buildkit.io/blob/annotation."+k] = v
 	}
-	e.blob(blob)
+	require.NoError(e.t, content.WriteBlob(e.ctx, e.cs, desc.Digest.String(), bytes.NewReader(blob), desc))
 	_, err := e.cs.Update(e.ctx, info)
 	require.NoError(e.t, err)
 	return desc

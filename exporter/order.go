@@ -2,6 +2,7 @@ package exporter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -9,6 +10,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/labels"
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/util/bklog"
 	bkcompression "github.com/moby/buildkit/util/compression"
 	"github.com/moby/buildkit/util/contentutil"
 	"github.com/moby/buildkit/util/progress"
@@ -34,7 +36,7 @@ type order struct {
 }
 
 // remote returns a remote with ordered layers. What stays as it is: layers that
-// are not eStargz, and those of the base image that have a landmark already or
+// are not eStargz or that another tool wrote in a way that cannot be ordered, and those of the base image that have a landmark already or
 // that nobody has pulled, unless all are wanted. To look for a landmark in a
 // lazy one would mean to pull it, and a lazy base is worth more than its order.
 // A landmark in a layer of this build comes from the inline cache of another
@@ -78,7 +80,7 @@ func (o *order) open(ctx context.Context, remote *solver.Remote) (layers []*comp
 		}
 	}()
 	for _, desc := range remote.Descriptors {
-		if desc.Annotations[estargz.TOCDigestAnnotation] == "" {
+		if !compression.IsEStargz(desc) {
 			layers = append(layers, nil)
 			continue
 		}
@@ -89,7 +91,7 @@ func (o *order) open(ctx context.Context, remote *solver.Remote) (layers []*comp
 			continue
 		}
 		l, err := compression.OpenLayer(ctx, o.cs, desc)
-		if err != nil {
+		if err = stays(ctx, err); err != nil {
 			return layers, err
 		}
 		layers = append(layers, l)
@@ -174,7 +176,20 @@ func (o *order) layer(ctx context.Context, l *compression.Layer, part *profile.P
 		r.Bytes += f.Size
 	}
 	desc, err := o.config.Type.(compression.Type).Order(ctx, l, paths, o.config.Level)
-	return desc, r, err
+	if errors.Is(err, compression.ErrUnorderable) {
+		r = layerReport{}
+	}
+	return desc, r, stays(ctx, err)
+}
+
+// stays says that a layer that cannot be ordered is exported as it is. Other
+// errors it returns.
+func stays(ctx context.Context, err error) error {
+	if !errors.Is(err, compression.ErrUnorderable) {
+		return err
+	}
+	bklog.G(ctx).WithError(err).Warn("the layer is exported as it is")
+	return progress.OneOff(ctx, fmt.Sprintf("%v; it is exported as it is", err))(nil)
 }
 
 // A node's first request for a chunk takes a round trip, in which a link of

@@ -8,6 +8,7 @@ import (
 
 	bkexporter "github.com/moby/buildkit/exporter"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
@@ -86,4 +87,37 @@ func TestOrderKeepsSharedMembers(t *testing.T) {
 	}
 	require.Equal(t, 5, members("0"))
 	require.Equal(t, 2, members("64KiB"), "b, and behind the landmark's the others")
+}
+
+// A layer that claims to be eStargz and is not, or whose contents are not those
+// of its TOC, is exported as it is. The others get their order.
+func TestUnorderableLayers(t *testing.T) {
+	e := newEnv(t)
+	falseTOC := describe(t, layerOf(t, old, 100, "plain"))
+	falseTOC.Annotations[estargz.TOCDigestAnnotation] = digest.FromString("no TOC").String()
+	plain := e.pulled(layerOf(t, old, 100, "plain"), falseTOC)
+	falseTOC.MediaType = ocispecs.MediaTypeImageLayerZstd
+	zstd := e.pulled(layerOf(t, old, 100, "zstd"), falseTOC)
+	blob, desc := eStargz(t, tarOf(t, old, 100, "damaged-a", "damaged-b"))
+	blob[40] ^= 0xff // in the deflate stream of the first header
+	broken := e.pulled(blob, desc)
+	good := e.eStargz(tarOf(t, old, 100, "good-a", "good-b"))
+
+	src := &bkexporter.Source{Ref: e.ref(nil, plain, zstd, broken, good), Metadata: profileOf(t, "damaged-b", "good-b")}
+	image, err := e.export(src, with(nil))
+	require.NoError(t, err)
+	layers := e.image(image).Layers
+	for i, want := range []ocispecs.Descriptor{plain, zstd, broken} {
+		require.Equal(t, want.Digest, layers[i].Digest, "layer %d", i)
+	}
+	require.Equal(t, "good-b", e.names(layers[3])[0])
+}
+
+// A profile without files leaves all layers as they are.
+func TestEmptyProfile(t *testing.T) {
+	e := newEnv(t)
+	layer := e.eStargz(tarOf(t, old, 100, "a", "b"))
+	image, err := e.export(&bkexporter.Source{Ref: e.ref(nil, layer), Metadata: profileOf(t)}, with(nil))
+	require.NoError(t, err)
+	require.Equal(t, layer.Digest, e.image(image).Layers[0].Digest)
 }

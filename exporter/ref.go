@@ -105,13 +105,14 @@ func (i *instance) wrapRef(src *bkexporter.Source, r cache.ImmutableRef, p *expt
 	return wrapped, err
 }
 
-// orderOf returns the order for the profile that the result has of a platform.
+// orderOf returns the order for the profile that the result has of a platform. A
+// profile without files orders nothing.
 func (i *instance) orderOf(src *bkexporter.Source, p *exptypes.Platform, r *report) (*order, error) {
 	if p == nil {
 		return nil, nil
 	}
 	read, err := profile.Attached(src.Metadata, p.ID)
-	if err != nil || read == nil {
+	if err != nil || read == nil || len(read.Files) == 0 {
 		return nil, err
 	}
 	base, err := baseLayers(src, p)

@@ -38,14 +38,12 @@ func TestForeignBases(t *testing.T) {
 				dir := writeFiles(t, map[string]string{"more": "of the context",
 					"Dockerfile": "FROM " + image + ":base\nCOPY more /more\nRUN " + command + "\n"})
 				plain.build(t, dir, "--output", "type=image,push=true,oci-mediatypes=true,name="+image+":stock")
-				for name, d := range daemons {
-					for _, force := range []string{"true", "false"} {
-						as := image + ":" + name + "-" + force
-						p := d.build(t, dir, "--output", "type=image,push=true,oci-mediatypes=true,compression=estargz,force-compression="+force+",name="+as)
-						require.Empty(t, slices.DeleteFunc(p.warnings, base.mayWarn), "%s, forced %s", name, force)
-						again := plain.build(t, upon(t, as, command), "--no-cache")
-						require.Contains(t, again.logs.String(), want, "%s, forced %s", name, force)
-					}
+				for _, c := range []struct{ daemon, force string }{{"eager", "false"}, {"eager", "true"}, {"lazy", "true"}} {
+					as := image + ":" + c.daemon + "-" + c.force
+					p := daemons[c.daemon].build(t, dir, "--output", "type=image,push=true,oci-mediatypes=true,compression=estargz,force-compression="+c.force+",name="+as)
+					require.Empty(t, slices.DeleteFunc(p.warnings, base.mayWarn), as)
+					again := plain.build(t, upon(t, as, command), "--no-cache")
+					require.Contains(t, again.logs.String(), want, as)
 				}
 			})
 		}
