@@ -77,7 +77,7 @@ func encodeTOC(entries []*Entry) ([]byte, error) {
 		}
 		p = append(append(p, '\n'), b...)
 	}
-	return append(p, "\n]}\n"...), nil
+	return append(p, "\n]}"...), nil
 }
 
 func formatTime(t time.Time) string {
