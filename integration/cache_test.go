@@ -1,10 +1,13 @@
 package integration
 
 import (
+	"os"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/integration/pushed"
 )
 
 // Another daemon with an empty root takes all steps from the cache that this one
@@ -48,10 +51,13 @@ func TestCacheLayersAreEStargz(t *testing.T) {
 	cache := repository(t) + ":cache"
 	startDaemon(t, ours).build(t, helloImage(t), "--output", "type=cacheonly", "--cache-to",
 		"type=registry,mode=max,compression=estargz,force-compression=true,oci-mediatypes=true,image-manifest=true,ref="+cache)
-	manifest := onlyImage(t, cache).Manifest
-	require.NotEmpty(t, manifest.Layers)
-	for _, desc := range manifest.Layers {
-		require.NotEmpty(t, desc.Annotations["containerd.io/snapshot/stargz/toc.digest"], "layer %s", desc.Digest)
+	image := onlyImage(t, cache)
+	require.Len(t, image.Manifest.Layers, 4)
+	for _, desc := range image.Manifest.Layers {
+		blob, err := image.Blob(t.Context(), desc)
+		require.NoError(t, err)
+		_, err = pushed.CheckLayer(blob, desc, "")
+		require.NoError(t, err)
 	}
 }
 
@@ -62,5 +68,13 @@ func TestLocalCache(t *testing.T) {
 	startDaemon(t, ours).build(t, dir, "--output", "type=cacheonly",
 		"--cache-to", "type=local,mode=max,compression=estargz,force-compression=true,dest="+cache)
 	requireWholeBlobs(t, cache)
+	manifest := layoutManifest(t, cache)
+	require.Len(t, manifest.Layers, 4)
+	for _, desc := range manifest.Layers {
+		blob, err := os.ReadFile(blobFile(cache, desc))
+		require.NoError(t, err)
+		_, err = pushed.CheckLayer(blob, desc, "")
+		require.NoError(t, err)
+	}
 	requireCached(t, startDaemon(t, ours).build(t, dir, "--output", estargz(repository(t)), "--cache-from", "type=local,src="+cache))
 }

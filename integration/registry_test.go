@@ -2,7 +2,6 @@ package integration
 
 import (
 	"errors"
-	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -10,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,27 +45,26 @@ func (f *fixtures) start() (err error) {
 	if f.dir, err = os.MkdirTemp("", "esgz-registry"); err != nil {
 		return err
 	}
-	port, err := freePort()
-	if err != nil {
-		return err
-	}
-	f.address = fmt.Sprintf("127.0.0.1:%d", port)
 	cmd := exec.Command(tool("docker-registry"), "serve", filepath.Join("..", "hack", "registry.yml"))
 	cmd.Env = append(os.Environ(),
-		"REGISTRY_HTTP_ADDR="+f.address,
+		// It chooses a port, and logs it.
+		"REGISTRY_LOG_LEVEL=info",
+		"REGISTRY_HTTP_ADDR=127.0.0.1:0",
 		"REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY="+filepath.Join(f.dir, "registry"))
 	if f.registry, err = startProcess(f.dir, "registry", cmd); err != nil {
 		return err
 	}
 	return f.registry.untilReady(func() bool {
-		res, err := http.Get("http://" + f.address + "/v2/")
-		if err != nil {
-			return false
+		log, err := os.ReadFile(f.registry.log)
+		if found := listening.FindSubmatch(log); err == nil && found != nil {
+			f.address = string(found[1])
 		}
-		res.Body.Close()
-		return res.StatusCode == http.StatusOK
+		return f.address != ""
 	})
 }
+
+// listening is logged when connections are accepted.
+var listening = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
 
 func (f *fixtures) end() error {
 	if f.registry == nil {

@@ -105,28 +105,26 @@ func requireEStargz(t *testing.T, image string) []*pushed.Layer {
 	return all
 }
 
-// requireSame compares line by line, which makes the report readable.
+// requireSame compares line by line, which makes the report readable. The order
+// does not count, how often a line is there does.
 func requireSame(t *testing.T, want, got string) {
 	t.Helper()
-	in := func(s string) map[string]bool {
-		m := map[string]bool{}
-		for line := range strings.Lines(s) {
-			m[line] = true
-		}
-		return m
-	}
-	wanted, gotten := in(want), in(got)
+	missing := map[string]int{}
 	for line := range strings.Lines(want) {
-		if !gotten[line] {
-			t.Errorf("missing:    %s", line)
-		}
+		missing[line]++
 	}
+	require.NotEmpty(t, missing)
 	for line := range strings.Lines(got) {
-		if !wanted[line] {
-			t.Errorf("unexpected: %s", line)
+		missing[line]--
+	}
+	for line, n := range missing {
+		switch {
+		case n > 0:
+			t.Errorf("missing %d times:    %s", n, line)
+		case n < 0:
+			t.Errorf("unexpected %d times: %s", -n, line)
 		}
 	}
-	require.NotEmpty(t, wanted)
 }
 
 func without(manifest, part string) string {

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -52,7 +54,7 @@ func (im *Image) CheckEStargz(ctx context.Context) ([]*Layer, error) {
 // with the descriptor's annotation, that every chunk has the digest and the
 // place that the TOC says, and that the same blob is an ordinary gzip layer:
 // its tar has the diffID and the size that image and descriptor say, and the
-// very entries of the TOC.
+// very entries of the TOC. An empty diffID is not compared.
 func CheckLayer(blob []byte, desc ocispecs.Descriptor, diffID digest.Digest) (*Layer, error) {
 	if desc.Size != int64(len(blob)) {
 		return nil, fmt.Errorf("descriptor says %d bytes, blob has %d", desc.Size, len(blob))
@@ -70,7 +72,15 @@ func CheckLayer(blob []byte, desc ocispecs.Descriptor, diffID digest.Digest) (*L
 		return nil, fmt.Errorf("stock VerifyTOC: %w", err)
 	}
 	layer := &Layer{Descriptor: desc, TOCDigest: toc}
-	if err := layer.checkTar(blob, diffID, reader, verifier); err != nil {
+	headers, err := layer.checkTar(blob, diffID, reader, verifier)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := tocEntries(blob)
+	if err != nil {
+		return nil, err
+	}
+	if err := sameEntries(headers, entries); err != nil {
 		return nil, err
 	}
 	return layer, layer.checkSizeAnnotation()
@@ -88,39 +98,80 @@ func Unpack(blob []byte) ([]byte, error) {
 }
 
 // checkTar reads the blob as one who knows nothing of eStargz, and compares
-// each entry to the TOC's.
-func (l *Layer) checkTar(blob []byte, diffID digest.Digest, toc *estargz.Reader, v estargz.TOCEntryVerifier) error {
+// each entry to the TOC's. It returns the entries.
+func (l *Layer) checkTar(blob []byte, diffID digest.Digest, toc *estargz.Reader, v estargz.TOCEntryVerifier) (all []*tar.Header, err error) {
 	gz, err := gzip.NewReader(bytes.NewReader(blob))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	all := digest.Canonical.Digester()
-	counted := &counter{r: io.TeeReader(gz, all.Hash())}
+	sum := digest.Canonical.Digester()
+	counted := &counter{r: io.TeeReader(gz, sum.Hash())}
 	for tr := tar.NewReader(counted); ; {
 		hdr, err := tr.Next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("tar: %w", err)
+			return nil, fmt.Errorf("tar: %w", err)
 		}
 		if isMeta(hdr.Name) {
 			continue
 		}
 		if err := l.checkEntry(hdr, toc, v); err != nil {
-			return fmt.Errorf("entry %q: %w", hdr.Name, err)
+			return nil, fmt.Errorf("entry %q: %w", hdr.Name, err)
 		}
+		all = append(all, hdr)
 	}
 	// The end of the original tar ends the loop above; the TOC follows it.
 	if _, err := io.Copy(io.Discard, counted); err != nil {
-		return err
+		return nil, err
 	}
-	if all.Digest() != diffID {
-		return fmt.Errorf("uncompressed digest is %s, the image config says %s", all.Digest(), diffID)
+	if diffID != "" && sum.Digest() != diffID {
+		return nil, fmt.Errorf("uncompressed digest is %s, the image config says %s", sum.Digest(), diffID)
 	}
 	l.UncompressedSize = counted.n
+	return all, nil
+}
+
+// tocEntries returns the entries as the TOC has them: the stock reader shows
+// the last one of a name alone, and what a hard link leads to in its place.
+func tocEntries(blob []byte) ([]*estargz.TOCEntry, error) {
+	sr := io.NewSectionReader(bytes.NewReader(blob), 0, int64(len(blob)))
+	at, footer, err := estargz.OpenFooter(sr)
+	if err != nil {
+		return nil, fmt.Errorf("stock OpenFooter: %w", err)
+	}
+	toc, _, err := new(estargz.GzipDecompressor).ParseTOC(io.NewSectionReader(sr, at, sr.Size()-at-footer))
+	if err != nil {
+		return nil, fmt.Errorf("stock ParseTOC: %w", err)
+	}
+	return slices.DeleteFunc(toc.Entries, func(e *estargz.TOCEntry) bool {
+		return e.Type == "chunk" || isMeta(e.Name)
+	}), nil
+}
+
+// sameEntries compares names and targets one by one: the TOC has every entry of
+// the tar, in its order, and no other.
+func sameEntries(headers []*tar.Header, entries []*estargz.TOCEntry) error {
+	for i, e := range entries {
+		if i == len(headers) {
+			return fmt.Errorf("entry %q of the TOC is not in the tar", e.Name)
+		}
+		hdr := headers[i]
+		if clean(tocName(hdr.Name)) != clean(e.Name) {
+			return fmt.Errorf("entry %d is %q in the tar and %q in the TOC", i, hdr.Name, e.Name)
+		}
+		if link := hdr.Typeflag == tar.TypeLink; link != (e.Type == "hardlink") || link && clean(tocName(hdr.Linkname)) != clean(e.LinkName) {
+			return fmt.Errorf("entry %q links to %q in the tar, and is a %s to %q in the TOC", hdr.Name, hdr.Linkname, e.Type, e.LinkName)
+		}
+	}
+	if len(headers) > len(entries) {
+		return fmt.Errorf("entry %q of the tar is not in the TOC", headers[len(entries)].Name)
+	}
 	return nil
 }
+
+func clean(name string) string { return path.Clean("/" + name) }
 
 func (l *Layer) checkEntry(hdr *tar.Header, toc *estargz.Reader, v estargz.TOCEntryVerifier) error {
 	l.Entries++
@@ -129,7 +180,8 @@ func (l *Layer) checkEntry(hdr *tar.Header, toc *estargz.Reader, v estargz.TOCEn
 		return errors.New("not in the TOC")
 	}
 	if hdr.Typeflag == tar.TypeLink {
-		// The stock reader returns the entry that the link leads to.
+		// The stock reader returns the entry that the link leads to. The links
+		// themselves are compared by sameEntries.
 		return nil
 	}
 	if err := sameAttributes(hdr, e); err != nil {
