@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -441,6 +442,29 @@ func stockBlob(t *testing.T, layer []byte) []byte {
 	require.NoError(t, err)
 	return b.Bytes()
 }
+
+// A blob that cannot be read now may be eStargz: the answer is not remembered.
+func TestReadErrorsAreNotRemembered(t *testing.T) {
+	cs := newStore(t)
+	desc := put(t, cs, ocispecs.MediaTypeImageLayerGzip, stockBlob(t, tarOf(t)))
+	_, err := New(nil, Options{}).NeedsConversion(t.Context(), unreadable{cs}, desc)
+	require.ErrorIs(t, err, syscall.EIO)
+	needs, err := New(nil, Options{}).NeedsConversion(t.Context(), cs, desc)
+	require.NoError(t, err)
+	require.False(t, needs)
+}
+
+// unreadable is a store on a disk that fails.
+type unreadable struct{ content.Store }
+
+func (s unreadable) ReaderAt(ctx context.Context, desc ocispecs.Descriptor) (content.ReaderAt, error) {
+	ra, err := s.Store.ReaderAt(ctx, desc)
+	return failing{ra}, err
+}
+
+type failing struct{ content.ReaderAt }
+
+func (failing) ReadAt([]byte, int64) (int, error) { return 0, syscall.EIO }
 
 func newStore(t *testing.T) content.Store {
 	t.Helper()

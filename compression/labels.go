@@ -3,6 +3,7 @@ package compression
 import (
 	"context"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 
@@ -67,7 +68,8 @@ func labelsOf(annotations map[string]string) map[string]string {
 	return set
 }
 
-// detect says whether a local blob is eStargz, and remembers the answer.
+// detect says whether a local blob is eStargz, and remembers the answer, unless
+// the blob could not be read.
 func detect(ctx context.Context, cs content.Store, info content.Info) (bool, error) {
 	if is, err := strconv.ParseBool(info.Labels[labelEStargz]); err == nil {
 		return is, nil
@@ -77,11 +79,30 @@ func detect(ctx context.Context, cs content.Store, info content.Info) (bool, err
 		return false, fmt.Errorf("layer %s: %w", info.Digest, err)
 	}
 	defer ra.Close()
-	is := estargz.Detect(ra, ra.Size())
+	in := &readerAt{ReaderAt: ra}
+	is := estargz.Detect(in, ra.Size())
+	if in.err != nil {
+		return false, fmt.Errorf("layer %s: %w", info.Digest, in.err)
+	}
 	return is, setLabels(ctx, cs, info, map[string]string{labelEStargz: strconv.FormatBool(is)})
 }
 
-// setLabels leaves the blob's other labels as they are.
+// A readerAt remembers that a read failed, which says nothing about what is read.
+type readerAt struct {
+	io.ReaderAt
+	err error
+}
+
+func (r *readerAt) ReadAt(p []byte, off int64) (int, error) {
+	n, err := r.ReaderAt.ReadAt(p, off)
+	if err != nil && err != io.EOF {
+		r.err = err
+	}
+	return n, err
+}
+
+// setLabels leaves the blob's other labels as they are. An empty value removes a
+// label.
 func setLabels(ctx context.Context, cs content.Store, info content.Info, set map[string]string) error {
 	info.Labels = set
 	fields := make([]string, 0, len(set))

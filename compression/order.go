@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	cerrdefs "github.com/containerd/errdefs"
@@ -72,14 +74,47 @@ func (t Type) Order(ctx context.Context, l *Layer, order []string, level *int) (
 	}
 	if known, err := digest.Parse(info.Labels[key]); err == nil {
 		if blob, err := l.cs.Info(ctx, known); err == nil && blob.Labels[labelAnnotation+estargz.TOCDigestAnnotation] != "" {
-			return ordered(l.desc, blob), nil
+			// Updated now, it is the last one to make way for others.
+			return ordered(l.desc, blob), setLabels(ctx, l.cs, blob, map[string]string{labelEStargz: "true"})
 		}
 	}
 	blob, err := t.writeOrdered(ctx, l, order, level)
 	if err != nil {
 		return l.desc, fmt.Errorf("layer %s: %w", l.desc.Digest, err)
 	}
-	return ordered(l.desc, blob), setLabels(ctx, l.cs, info, map[string]string{key: blob.Digest.String()})
+	set, err := l.oldOrders(ctx)
+	if err != nil {
+		return l.desc, err
+	}
+	set[key] = blob.Digest.String()
+	return ordered(l.desc, blob), setLabels(ctx, l.cs, info, set)
+}
+
+// maxOrders is how many other orders of a layer are kept. Each is as large as the
+// layer, and a profile that changes with every build makes one every time.
+const maxOrders = 8
+
+// oldOrders returns the labels of the orders that make way for another one, those
+// not used for longest, with empty values.
+func (l *Layer) oldOrders(ctx context.Context) (map[string]string, error) {
+	info, err := l.cs.Info(ctx, l.desc.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: %w", l.desc.Digest, err)
+	}
+	used := map[string]time.Time{}
+	for key, value := range info.Labels {
+		if strings.HasPrefix(key, labelOrdered) {
+			// What is not here any more is older than all.
+			blob, _ := l.cs.Info(ctx, digest.Digest(value))
+			used[key] = blob.UpdatedAt
+		}
+	}
+	oldest := slices.SortedFunc(maps.Keys(used), func(a, b string) int { return used[a].Compare(used[b]) })
+	drop := map[string]string{}
+	for _, key := range oldest[:max(0, len(oldest)-maxOrders+1)] {
+		drop[key] = ""
+	}
+	return drop, nil
 }
 
 // ordered describes a blob that takes the place of another.

@@ -3,7 +3,11 @@ package exporter
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 	"testing"
 
 	bkexporter "github.com/moby/buildkit/exporter"
@@ -120,4 +124,44 @@ func TestEmptyProfile(t *testing.T) {
 	image, err := e.export(&bkexporter.Source{Ref: e.ref(nil, layer), Metadata: profileOf(t)}, with(nil))
 	require.NoError(t, err)
 	require.Equal(t, layer.Digest, e.image(image).Layers[0].Digest)
+}
+
+// Each profile makes another blob of a layer. The last ones are kept, and found
+// again.
+func TestOrdersAreFew(t *testing.T) {
+	e := newEnv(t)
+	var names []string
+	for i := range 12 {
+		names = append(names, fmt.Sprintf("file%02d", i))
+	}
+	layer := e.eStargz(tarOf(t, old, 100, names...))
+	src := &bkexporter.Source{Ref: e.ref(nil, layer)}
+	var made []string
+	for _, name := range names {
+		src.Metadata = profileOf(t, name)
+		image, err := e.export(src, with(nil))
+		require.NoError(t, err)
+		made = append(made, e.image(image).Layers[0].Digest.String())
+	}
+	info, err := e.cs.Info(e.ctx, layer.Digest)
+	require.NoError(t, err)
+	var kept []string
+	for key, value := range info.Labels {
+		if strings.HasPrefix(key, "containerd.io/gc.ref.content.buildkitd-esgz.ordered-") {
+			kept = append(kept, value)
+		}
+	}
+	require.ElementsMatch(t, made[4:], kept)
+
+	// One that is used again stays.
+	for _, name := range []string{names[4], names[0]} {
+		src.Metadata = profileOf(t, name)
+		image, err := e.export(src, with(nil))
+		require.NoError(t, err)
+		require.Contains(t, made, e.image(image).Layers[0].Digest.String())
+	}
+	info, err = e.cs.Info(e.ctx, layer.Digest)
+	require.NoError(t, err)
+	require.Contains(t, slices.Collect(maps.Values(info.Labels)), made[4])
+	require.NotContains(t, slices.Collect(maps.Values(info.Labels)), made[5])
 }
