@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -28,9 +29,12 @@ type stargz struct {
 }
 
 func newStargz(section map[string]any, host Host) (*stargz, error) {
-	config, err := lazy.ParseConfig(section)
+	config, ignored, err := lazy.ParseConfig(section)
 	if err != nil {
 		return nil, fmt.Errorf("worker.oci.stargzSnapshotter: %w", err)
+	}
+	if len(ignored) > 0 {
+		bklog.L.Warnf("worker.oci.stargzSnapshotter: ignoring keys that mean nothing to this snapshotter: %s", strings.Join(ignored, ", "))
 	}
 	return &stargz{config: config, host: host}, nil
 }

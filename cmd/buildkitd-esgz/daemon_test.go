@@ -32,6 +32,14 @@ type daemon struct {
 // startDaemon starts a daemon that needs nothing but root and runc.
 func startDaemon(t *testing.T, args ...string) *daemon {
 	t.Helper()
+	needsDaemon(t)
+	d := newDaemon(t, filepath.Dir(socketPath(t)), args...)
+	d.start(t)
+	return d
+}
+
+func needsDaemon(t *testing.T) {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("starts the daemon")
 	}
@@ -41,7 +49,10 @@ func startDaemon(t *testing.T, args ...string) *daemon {
 	if _, err := exec.LookPath("runc"); err != nil {
 		t.Skip("the daemon needs runc")
 	}
-	d := newDaemon(t, filepath.Dir(socketPath(t)), args...)
+}
+
+func (d *daemon) start(t *testing.T) {
+	t.Helper()
 	require.NoError(t, d.cmd.Start())
 	go func() { d.exited <- d.cmd.Wait() }()
 	t.Cleanup(func() {
@@ -50,7 +61,6 @@ func startDaemon(t *testing.T, args ...string) *daemon {
 			t.Log(d.log)
 		}
 	})
-	return d
 }
 
 func newDaemon(t *testing.T, dir string, args ...string) *daemon {

@@ -129,16 +129,13 @@ func serveActivated(addresses []string) int {
 	return 0
 }
 
-// activated runs serveActivated as systemd would: by the protocol, the process
-// that takes the sockets has the ID that is in its environment.
-func activated(t *testing.T, files []*os.File, addresses ...string) *exec.Cmd {
-	t.Helper()
-	cmd := as(t, "activated", addresses...)
-	cmd.Args = append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, cmd.Path}, addresses...)
+// activate makes a command start as systemd would start it: by the protocol, the
+// process that takes the sockets has the ID that is in its environment.
+func activate(cmd *exec.Cmd, files ...*os.File) {
+	cmd.Args = append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, cmd.Path}, cmd.Args[1:]...)
 	cmd.Path = "/bin/sh"
 	cmd.ExtraFiles = files
 	cmd.Env = append(cmd.Env, fmt.Sprintf("LISTEN_FDS=%d", len(files)))
-	return cmd
 }
 
 func TestListenPassedSocket(t *testing.T) {
@@ -149,7 +146,8 @@ func TestListenPassedSocket(t *testing.T) {
 	require.NoError(t, err)
 	defer file.Close()
 
-	cmd := activated(t, []*os.File{file}, "fd://")
+	cmd := as(t, "activated", "fd://")
+	activate(cmd, file)
 	require.NoError(t, cmd.Start())
 	conn, err := net.Dial("tcp", l.Addr().String())
 	requireGreeting(t, conn, err)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/defaults"
 	sddaemon "github.com/coreos/go-systemd/v22/daemon"
@@ -30,8 +31,14 @@ func newAPIServer(t *telemetry, onCall grpc.UnaryServerInterceptor) *grpc.Server
 	)
 }
 
+// lastWords is how long clients may take to end what they do when a listener has
+// failed. Sessions stay open as long as their builds, and some for ever.
+const lastWords = 5 * time.Second
+
 // serve answers on all listeners until ctx ends, which is not an error, or one
-// of them fails. Running builds are waited for; another signal cuts them off.
+// of them fails. At the end of ctx, running builds are waited for; another signal
+// cuts them off. The failure of a listener cuts them off after lastWords: whoever
+// restarts the daemon waits for it to end.
 func serve(ctx context.Context, server *grpc.Server, listeners []net.Listener) error {
 	serving, failed := errgroup.WithContext(ctx)
 	for _, l := range listeners {
@@ -50,6 +57,10 @@ func serve(ctx context.Context, server *grpc.Server, listeners []net.Listener) e
 	notifySystemd(sddaemon.SdNotifyStopping)
 	stopNow := context.AfterFunc(appcontext.Shutdown(), server.Stop)
 	defer stopNow()
+	if ctx.Err() == nil {
+		stopSoon := time.AfterFunc(lastWords, server.Stop)
+		defer stopSoon.Stop()
+	}
 	server.GracefulStop()
 	return serving.Wait()
 }

@@ -41,31 +41,29 @@ type Fuse struct {
 	Passthrough *bool `toml:"passthrough"`
 }
 
-// ParseConfig reads the section, which BuildKit leaves untyped. A key that
-// means nothing here is an error: what somebody wanted with it will not happen.
-func ParseConfig(section map[string]any) (Config, error) {
-	var c Config
+// ParseConfig reads the section, which BuildKit leaves untyped. It returns the
+// keys that mean nothing here: the stock snapshotter has some, and a daemon that
+// takes its place starts with the same file.
+func ParseConfig(section map[string]any) (c Config, ignored []string, err error) {
 	text, err := toml.Marshal(section)
 	if err != nil {
-		return c, err
+		return c, nil, err
 	}
-	err = toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&c)
-	var unknown *toml.StrictMissingError
-	if errors.As(err, &unknown) {
-		var keys []string
-		for _, e := range unknown.Errors {
-			keys = append(keys, strings.Join(e.Key(), "."))
+	// Lenient first: strict, an unknown key hides a wrong value.
+	if err := toml.Unmarshal(text, &c); err != nil {
+		var wrong *toml.DecodeError
+		if errors.As(err, &wrong) {
+			err = fmt.Errorf("%s: %w", strings.Join(wrong.Key(), "."), err)
 		}
-		return c, fmt.Errorf("unknown key %s: want noprefetch, no_background_fetch, max_concurrency, bytes_in_flight, deadline, stall, mount_timeout or fuse.passthrough", strings.Join(keys, ", "))
+		return c, nil, err
 	}
-	var wrong *toml.DecodeError
-	if errors.As(err, &wrong) {
-		return c, fmt.Errorf("%s: %w", strings.Join(wrong.Key(), "."), err)
+	var unknown *toml.StrictMissingError
+	if errors.As(toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&Config{}), &unknown) {
+		for _, e := range unknown.Errors {
+			ignored = append(ignored, strings.Join(e.Key(), "."))
+		}
 	}
-	if err != nil {
-		return c, err
-	}
-	return c, c.check()
+	return c, ignored, c.check()
 }
 
 func (c Config) check() error {

@@ -6,35 +6,52 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/containerd/stargz-snapshotter/fs/config"
 	"github.com/opencontainers/go-digest"
+	"github.com/pelletier/go-toml/v2"
 	"github.com/stretchr/testify/require"
 )
 
 func TestConfig(t *testing.T) {
-	c, err := ParseConfig(map[string]any{
+	c, ignored, err := ParseConfig(map[string]any{
 		"no_background_fetch": true, "max_concurrency": int64(3), "deadline": "90s", "fuse": map[string]any{"passthrough": false},
 	})
 	require.NoError(t, err)
+	require.Empty(t, ignored)
 	require.True(t, c.NoBackgroundFetch)
 	require.Equal(t, 3, c.Connections)
 	require.Equal(t, 90*time.Second, c.Deadline.Duration)
 	require.True(t, c.noPassthrough())
 
-	c, err = ParseConfig(nil)
+	c, _, err = ParseConfig(nil)
 	require.NoError(t, err)
 	require.False(t, c.noPassthrough())
 	require.Equal(t, 2*time.Minute, c.withDefaults().Deadline.Duration)
 
 	for name, bad := range map[string]map[string]any{
 		"no_background_fetch": {"no_background_fetch": "perhaps"},
-		"key blob":            {"blob": map[string]any{"check_always": true}},
 		"max_concurrency":     {"max_concurrency": int64(-1)},
 		"bytes_in_flight":     {"bytes_in_flight": int64(-1)},
 		"deadline":            {"deadline": "-1s"},
 	} {
-		_, err := ParseConfig(bad)
+		bad["http_cache_type"] = "memory" // ignored, but hides nothing
+		_, _, err := ParseConfig(bad)
 		require.ErrorContains(t, err, name)
 	}
+}
+
+// Every configuration of the stock snapshotter is one of ours.
+func TestStockConfig(t *testing.T) {
+	text, err := toml.Marshal(config.Config{MaxConcurrency: 3, BlobConfig: config.BlobConfig{ValidInterval: 60}})
+	require.NoError(t, err)
+	var section map[string]any
+	require.NoError(t, toml.Unmarshal(text, &section))
+	c, ignored, err := ParseConfig(section)
+	require.NoError(t, err)
+	require.Equal(t, 3, c.Connections)
+	require.Contains(t, ignored, "blob")
+	require.Contains(t, ignored, "resolve_result_entry")
+	require.NotContains(t, ignored, "fuse.passthrough")
 }
 
 func TestLabels(t *testing.T) {

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/util/appcontext"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/test/bufconn"
+)
+
+// A failing listener fails once it is told to.
+type failing struct{ fail chan error }
+
+func (l failing) Accept() (net.Conn, error) { return nil, <-l.fail }
+func (l failing) Close() error              { return nil }
+func (l failing) Addr() net.Addr            { return &net.UnixAddr{Name: "failing", Net: "unix"} }
+
+// Streams stay open as long as their clients like, so that a daemon that has lost
+// a listener waits for none of them for long.
+func TestServeListenerFails(t *testing.T) {
+	appcontext.Shutdown() // starts a goroutine that never ends
+	synctest.Test(t, func(t *testing.T) {
+		server := grpc.NewServer()
+		healthv1.RegisterHealthServer(server, health.NewServer())
+		sound, broken := bufconn.Listen(1<<10), failing{make(chan error, 1)}
+		served := make(chan error, 1)
+		go func() { served <- serve(t.Context(), server, []net.Listener{sound, broken}) }()
+
+		conn, err := grpc.NewClient("passthrough:sound",
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return sound.DialContext(ctx) }))
+		require.NoError(t, err)
+		defer conn.Close()
+		stream, err := healthv1.NewHealthClient(conn).Watch(t.Context(), &healthv1.HealthCheckRequest{})
+		require.NoError(t, err)
+		_, err = stream.Recv()
+		require.NoError(t, err)
+
+		cause := errors.New("no more files")
+		start := time.Now()
+		broken.fail <- cause
+		require.ErrorIs(t, <-served, cause)
+		require.LessOrEqual(t, time.Since(start), 10*time.Second)
+		_, err = stream.Recv()
+		require.Error(t, err)
+	})
+}
+
+// The same of a whole daemon, whose client keeps a session open.
+func TestDaemonListenerFails(t *testing.T) {
+	needsDaemon(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	file, err := l.(*net.TCPListener).File()
+	require.NoError(t, err)
+	defer file.Close()
+	d := newDaemon(t, filepath.Dir(socketPath(t)), "--addr", "fd://")
+	activate(d.cmd, file)
+	d.start(t)
+	c := d.connect(t)
+	s, err := session.NewSession(t.Context(), "")
+	require.NoError(t, err)
+	running := make(chan error, 1)
+	go func() { running <- s.Run(t.Context(), c.Dialer()) }()
+	require.Equal(t, "hello\n", solve(t, c)) // so that the session has begun as well
+
+	require.NoError(t, syscall.Shutdown(int(file.Fd()), syscall.SHUT_RDWR))
+	select {
+	case err := <-d.exited:
+		require.Error(t, err)
+		require.Contains(t, d.log.String(), "serving on 127.0.0.1")
+	case <-time.After(30 * time.Second):
+		t.Fatal("still running")
+	}
+	<-running
+}
