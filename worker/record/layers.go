@@ -23,14 +23,24 @@ func mountsOf(dir string) ([]*mountinfo.Info, error) {
 	})
 }
 
-// overlayOptions returns the mount options of the overlay at dir, none if there
-// is another filesystem.
+// overlayOptions returns the mount options of the overlay that is mounted at dir,
+// none if there is none. An overlay that dir is only somewhere in is not it: that
+// may be the daemon's own root, and its upper directory the host's.
 func overlayOptions(dir string) (string, error) {
-	mounts, err := mountsOf(dir)
-	if err != nil || len(mounts) == 0 || mounts[0].FSType != "overlay" {
+	mountpoint, err := filepath.EvalSymlinks(dir) // as the kernel tells it
+	if err != nil {
 		return "", err
 	}
-	return mounts[0].VFSOptions, nil
+	mounts, err := mountsOf(dir)
+	if err != nil {
+		return "", err
+	}
+	for _, m := range mounts {
+		if m.FSType == "overlay" && m.Root == "/" && m.Mountpoint == mountpoint {
+			return m.VFSOptions, nil
+		}
+	}
+	return "", nil
 }
 
 // overlayDirs returns the directories below an overlay, the topmost first, and

@@ -257,6 +257,36 @@ func TestNoOverlay(t *testing.T) {
 	}
 }
 
+// A daemon in a container may have its own root on an overlay, which is not the
+// root filesystem of a process: the host is not recorded, and nothing of it is
+// deleted.
+func TestPlainDirectoryOnOverlay(t *testing.T) {
+	s := newSandbox(t)
+	s.file("/data/snapshot/a", "a")
+	ref, err := s.Mount(t.Context(), false)
+	check(t, err)
+	_, release, err := ref.Mount()
+	check(t, err)
+	defer func() { check(t, release()) }()
+	check(t, os.WriteFile(filepath.Join(s.upper, "host"), nil, 0o600))
+
+	root := &rootfs{dir: filepath.Join(s.merged, "data/snapshot"), kind: "bind"}
+	if layers, err := root.layers(); err == nil || !strings.Contains(err.Error(), "plain directory") {
+		t.Errorf("%q, %v", layers, err)
+	}
+	if err := root.discard(); err == nil {
+		t.Error("discarded")
+	}
+	if _, err := os.Stat(filepath.Join(s.upper, "host")); err != nil {
+		t.Error(err)
+	}
+	link := filepath.Join(t.TempDir(), "link")
+	check(t, os.Symlink(s.merged, link))
+	if _, err := (&rootfs{dir: link, kind: "bind"}).layers(); err != nil {
+		t.Errorf("by a link: %v", err)
+	}
+}
+
 // The test runs itself as root of a user namespace, which is what a rootless
 // daemon is.
 func TestRootless(t *testing.T) {
