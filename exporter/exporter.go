@@ -58,7 +58,7 @@ func (e *layers) Resolve(ctx context.Context, id int, attrs map[string]string) (
 		}
 		return e.Exporter.Resolve(ctx, id, attrs)
 	}
-	_, rest, err := profile.ParseRequest(attrs) // the frontend acts on it
+	request, rest, err := profile.ParseRequest(attrs) // the frontend acts on it
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +79,7 @@ func (e *layers) Resolve(ctx context.Context, id int, attrs map[string]string) (
 	}
 	config := stock.Config().Compression()
 	config.Type = compression.New(e.pool, set.Options)
-	i := &instance{ExporterInstance: stock, attrs: attrs, cs: e.cs, config: config, reorderAll: set.reorderAll}
+	i := &instance{ExporterInstance: stock, attrs: attrs, request: *request, cs: e.cs, config: config, reorderAll: set.reorderAll}
 	if rewrite {
 		i.rewriter = &rewriter{cs: e.cs, config: config}
 		if i.rewriter.epoch, _, err = epoch.ParseExporterAttrs(attrs); err != nil {
@@ -93,6 +93,7 @@ func (e *layers) Resolve(ctx context.Context, id int, attrs map[string]string) (
 type instance struct {
 	bkexporter.ExporterInstance
 	attrs      map[string]string // as the user gave them
+	request    profile.Request   // in them
 	cs         content.Store
 	config     bkcompression.Config
 	rewriter   *rewriter // nil without rewrite-timestamp

@@ -29,7 +29,9 @@ func profileOf(t *testing.T, read ...string) map[string][]byte {
 	}
 	packed, err := p.Pack()
 	require.NoError(t, err)
-	return map[string][]byte{profile.MetadataKey + "/" + thisPlatform(): packed}
+	request, _, err := profile.ParseRequest(nil)
+	require.NoError(t, err)
+	return map[string][]byte{request.MetadataKey(thisPlatform()): packed}
 }
 
 // names lists the files of a layer in the order of its tar.
@@ -42,6 +44,20 @@ func (e *env) names(desc ocispecs.Descriptor) (names []string) {
 		}
 		require.NoError(e.t, err)
 		names = append(names, h.Name)
+	}
+}
+
+// One that wants no profile gets no order, whatever the exporter beside it wants.
+func TestOrderOfOwnRequest(t *testing.T) {
+	for attr, wanted := range map[string]bool{"entrypoint": true, "none": false, "run": false} {
+		request, _, err := profile.ParseRequest(map[string]string{"estargz-profile": attr})
+		require.NoError(t, err)
+		src := &bkexporter.Source{Metadata: profileOf(t, "a")}
+		ps, err := exptypes.ParsePlatforms(src.Metadata)
+		require.NoError(t, err)
+		order, err := (&instance{request: *request}).orderOf(src, &ps.Platforms[0], &report{})
+		require.NoError(t, err)
+		require.Equal(t, wanted, order != nil, attr)
 	}
 }
 

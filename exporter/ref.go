@@ -10,8 +10,6 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	bkcompression "github.com/moby/buildkit/util/compression"
-
-	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
 )
 
 // ref is a reference whose layers come out in our compression.
@@ -105,13 +103,13 @@ func (i *instance) wrapRef(src *bkexporter.Source, r cache.ImmutableRef, p *expt
 	return wrapped, err
 }
 
-// orderOf returns the order for the profile that the result has of a platform. A
-// profile without files orders nothing.
+// orderOf returns the order for the profile of a platform that this exporter has
+// asked for. A profile without files orders nothing.
 func (i *instance) orderOf(src *bkexporter.Source, p *exptypes.Platform, r *report) (*order, error) {
 	if p == nil {
 		return nil, nil
 	}
-	read, err := profile.Attached(src.Metadata, p.ID)
+	read, err := i.request.Attached(src.Metadata, p.ID)
 	if err != nil || read == nil || len(read.Files) == 0 {
 		return nil, err
 	}

@@ -11,6 +11,8 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	digest "github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
 )
 
 // The tests of this file use BuildKit's Dockerfile frontend, with what it makes
@@ -67,7 +69,7 @@ func TestWorkloads(t *testing.T) {
 		t.Run(workloads, func(t *testing.T) {
 			b := newBridge(t, staged)
 			res := build1(t, b, map[string]string{"estargz-profile": workloads})
-			require.Equal(t, want, paths(t, res, "linux/amd64"))
+			require.Equal(t, want, paths(t, res, "linux/amd64", "", workloads))
 			require.Empty(t, b.warnings)
 		})
 	}
@@ -113,6 +115,25 @@ func commands(t *testing.T, def *pb.Definition) map[string]vertices {
 	return found
 }
 
+// Each exporter gets what it asked for, and a step is recorded once for all.
+func TestRequestsSideBySideInOneBuild(t *testing.T) {
+	b := newBridge(t, staged)
+	ctx, w := wishing(t, map[string]string{"estargz-profile": "run"})
+	for _, attrs := range []map[string]string{estargz(), estargz("", "run+stage", "-stage", "idle")} {
+		r, _, err := profile.ParseRequest(attrs)
+		require.NoError(t, err)
+		w.requests = append(w.requests, r)
+	}
+	res, err := New(dockerfiles(), options()).Solve(ctx, b, nil, map[string]string{"target": "app"}, nil, "sid", nil)
+	require.NoError(t, err)
+	require.Equal(t, []string{"app first", "app second"}, paths(t, res, "linux/amd64", "", "run"))
+	require.Equal(t, []string{"app serve"}, paths(t, res, "linux/amd64"))
+	require.Equal(t, []string{"app first", "app second"}, paths(t, res, "linux/amd64", "", "run+stage", "-stage", "idle"))
+	require.Empty(t, paths(t, res, "linux/amd64", "", "stage"))
+	release(ctx, res)
+	require.Zero(t, b.alive)
+}
+
 func TestStageBringsItsOwnContext(t *testing.T) {
 	b := newBridge(t, staged)
 	build1(t, b, map[string]string{"estargz-profile": "stage"})
@@ -128,7 +149,7 @@ func TestStageBringsItsOwnContext(t *testing.T) {
 func TestStageWithoutSteps(t *testing.T) {
 	b := newBridge(t, staged)
 	res := build1(t, b, map[string]string{"estargz-profile": "stage", "estargz-profile-stage": "idle"})
-	require.Empty(t, paths(t, res, "linux/amd64"))
+	require.Empty(t, paths(t, res, "linux/amd64", "", "stage", "-stage", "idle"))
 	require.Equal(t, []string{"profile of linux/amd64: stage idle adds no RUN step to the target"}, b.warnings)
 }
 
@@ -147,7 +168,7 @@ func TestFailedStageWarns(t *testing.T) {
 	b := newBridge(t, staged)
 	b.fails = func(command string) bool { return command == "/app warmer" }
 	res := build1(t, b, map[string]string{"estargz-profile": "stage"})
-	require.Equal(t, []string{"app warm"}, paths(t, res, "linux/amd64"))
+	require.Equal(t, []string{"app warm"}, paths(t, res, "linux/amd64", "", "stage"))
 	require.Equal(t, []string{`profile of linux/amd64: process "/app warmer" did not complete`}, b.warnings)
 }
 
@@ -177,6 +198,6 @@ func TestNestedFrontend(t *testing.T) {
 	ctx, _ := wishing(t, map[string]string{"estargz-profile": "run"})
 	res, err := New(dockerfiles(), opts).Solve(ctx, b, nil, map[string]string{"target": "app"}, nil, "sid", nil)
 	require.NoError(t, err)
-	require.Equal(t, []string{"app first", "app second"}, paths(t, res, "linux/amd64"))
+	require.Equal(t, []string{"app first", "app second"}, paths(t, res, "linux/amd64", "", "run"))
 	require.Same(t, inner, res.Ref.(*fakeProxy).bridge, "the provenance is that of the inner frontend")
 }

@@ -155,9 +155,7 @@ func (b *fakeBridge) recording(command string) string {
 	encoded, err := p.Encode()
 	require.NoError(b.t, err)
 	require.NoError(b.t, os.WriteFile(filepath.Join(dir, "profile"), encoded, 0o600))
-	if b.summary != "" {
-		require.NoError(b.t, os.WriteFile(filepath.Join(dir, "summary"), []byte(b.summary), 0o600))
-	}
+	require.NoError(b.t, os.WriteFile(filepath.Join(dir, "summary"), []byte(b.summary+"\n"), 0o600))
 	return dir
 }
 
@@ -253,8 +251,11 @@ func options() Options {
 		Marker:      fakeMarker{},
 		File:        "profile",
 		SummaryFile: "summary",
-		Complaint:   func(summary []byte) string { return string(summary) },
-		Platforms:   func() []ocispecs.Platform { return []ocispecs.Platform{amd64} },
+		Judge: func(summary []byte) Verdict {
+			complaint := strings.TrimSpace(string(summary))
+			return Verdict{Complaint: complaint, Incomplete: strings.Contains(complaint, "lost")}
+		},
+		Platforms: func() []ocispecs.Platform { return []ocispecs.Platform{amd64} },
 	}
 }
 
@@ -262,15 +263,21 @@ func options() Options {
 func wishing(t *testing.T, attrs map[string]string) (context.Context, *wish) {
 	r, _, err := profile.ParseRequest(attrs)
 	require.NoError(t, err)
-	w := &wish{request: r}
+	w := &wish{requests: []*profile.Request{r}}
 	return context.WithValue(t.Context(), wishKey{}, w), w
 }
 
-// paths lists the profile that a result carries.
-func paths(t *testing.T, res *frontend.Result, platform string) []string {
-	p, err := profile.Attached(res.Metadata, platform)
+// paths lists the profile that a result carries, for the request whose attributes
+// these are.
+func paths(t *testing.T, res *frontend.Result, platform string, attrs ...string) []string {
+	r, _, err := profile.ParseRequest(estargz(attrs...))
 	require.NoError(t, err)
-	require.NotNil(t, p, "no profile of %s", platform)
+	p, err := r.Attached(res.Metadata, platform)
+	require.NoError(t, err)
+	if p == nil {
+		return nil
+	}
+	require.NotEmpty(t, p.Files, "an empty profile")
 	var all []string
 	for _, f := range p.Files {
 		all = append(all, f.Path)

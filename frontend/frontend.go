@@ -42,9 +42,8 @@ type Options struct {
 	// File is what the worker writes into the output of a marked command,
 	// SummaryFile how the recording went.
 	File, SummaryFile string
-	// Complaint returns what the user should know of a recording by its
-	// summary, "" if all went well.
-	Complaint func(summary []byte) string
+	// Judge returns what there is to know of a recording by its summary.
+	Judge func(summary []byte) Verdict
 	// Platforms returns which platforms can run here.
 	Platforms func() []ocispecs.Platform
 }
@@ -66,6 +65,16 @@ type Recording struct {
 	Workload     bool
 	Period, Idle time.Duration
 	Ready        string
+}
+
+// A Verdict is about one recording.
+type Verdict struct {
+	// Complaint is what the user should know, "" if all went well.
+	Complaint string
+	// Incomplete says that another recording may do better. This one is not to
+	// be relied upon by other builds.
+	Incomplete bool
+	Began      time.Time
 }
 
 // A Frontend builds what another frontend builds, with profiles if the
@@ -101,16 +110,20 @@ func (f *Frontend) Solve(ctx context.Context, bridge frontend.FrontendLLBBridge,
 	if _, question := opt[keySubrequest]; wish == nil || question {
 		return inner(ctx, bridge, opt)
 	}
-	return f.profiled(ctx, &call{wish: wish, build: &build{}, bridge: bridge, opt: maps.Clone(opt), sid: sid, inner: inner})
+	return f.profiled(ctx, &call{
+		wish: wish, began: time.Now(), build: &build{}, bridge: bridge, opt: maps.Clone(opt), sid: sid, inner: inner,
+	})
 }
 
 // A call is one of Solve that a profile is wanted of.
 type call struct {
 	*wish
+	began  time.Time
 	build  *build
 	bridge frontend.FrontendLLBBridge
 	opt    map[string]string // as the client gave them: frontends change theirs
 	sid    string
+	stages map[string]*frontend.Result // by the names that the requests give
 	inner  func(context.Context, frontend.FrontendLLBBridge, map[string]string) (*frontend.Result, error)
 }
 
@@ -132,12 +145,11 @@ func (f *Frontend) profiled(ctx context.Context, c *call) (_ *frontend.Result, e
 	if res == nil || res.IsEmpty() {
 		return res, nil
 	}
-	stage, err := c.solveStage(ctx)
-	if err != nil {
+	defer c.releaseStages(ctx)
+	if err := c.solveStages(ctx); err != nil {
 		return nil, err
 	}
-	defer release(ctx, stage)
-	targets, err := targetsOf(res, stage)
+	targets, err := targetsOf(res)
 	if err != nil {
 		return nil, err
 	}
@@ -151,22 +163,32 @@ func (f *Frontend) profiled(ctx context.Context, c *call) (_ *frontend.Result, e
 	return res, nil
 }
 
-// solveStage returns the stage that holds the workload, nil if none is wanted.
-// Nothing of it is built yet, so that a wrong name shows at once.
-func (c *call) solveStage(ctx context.Context) (*frontend.Result, error) {
-	if !c.request.Stage {
-		return nil, nil
+// solveStages solves the stages that hold workloads. Nothing of them is built
+// yet, so that a wrong name shows at once.
+func (c *call) solveStages(ctx context.Context) error {
+	c.stages = map[string]*frontend.Result{}
+	for _, r := range c.requests {
+		if !r.Stage || c.stages[r.StageName] != nil {
+			continue
+		}
+		opt := maps.Clone(c.opt)
+		if opt == nil {
+			opt = map[string]string{}
+		}
+		opt["target"] = r.StageName
+		res, err := c.solve(ctx, opt)
+		if err != nil {
+			return fmt.Errorf("estargz-profile=stage: stage %s, name another one with estargz-profile-stage: %w", r.StageName, err)
+		}
+		c.stages[r.StageName] = res
 	}
-	opt := maps.Clone(c.opt)
-	if opt == nil {
-		opt = map[string]string{}
+	return nil
+}
+
+func (c *call) releaseStages(ctx context.Context) {
+	for _, stage := range c.stages {
+		release(ctx, stage)
 	}
-	opt["target"] = c.request.StageName
-	res, err := c.solve(ctx, opt)
-	if err != nil {
-		return nil, fmt.Errorf("estargz-profile=stage: stage %s, name another one with estargz-profile-stage: %w", c.request.StageName, err)
-	}
-	return res, nil
 }
 
 func release(ctx context.Context, res *frontend.Result) {

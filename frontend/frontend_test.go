@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/moby/buildkit/client/llb"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
@@ -17,8 +18,6 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
-
-	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
 )
 
 // image is a frontend that copies a file into an image for each platform.
@@ -207,6 +206,45 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+// A recording that is not complete, and from an earlier build, is made again; it
+// is used if that does not help, and never kept with an exported cache.
+func TestIncompleteRecording(t *testing.T) {
+	for name, again := range map[string]bool{"of an earlier build": true, "of this build": false} {
+		t.Run(name, func(t *testing.T) {
+			b := &fakeBridge{t: t, summary: "events were lost"}
+			opts := options()
+			opts.Judge = func([]byte) Verdict {
+				v := Verdict{Complaint: "events were lost", Incomplete: true, Began: time.Now()}
+				if again {
+					v.Began = time.Time{}
+				}
+				return v
+			}
+			ctx, w := wishing(t, nil)
+			w.exportsCache = true
+			res, err := New(image(ocispecs.ImageConfig{Cmd: []string{"app"}}, amd64), opts).Solve(ctx, b, nil, nil, nil, "sid", nil)
+			require.NoError(t, err)
+			var ignoring []bool
+			for _, def := range b.built {
+				g, err := parse(def)
+				require.NoError(t, err)
+				if op := g.ops[digest.Digest(g.head.Digest)]; op.GetExec() != nil {
+					ignoring = append(ignoring, op.metadata.IgnoreCache)
+				}
+			}
+			require.Equal(t, []bool{false, true}[:len(ignoring)], ignoring)
+			require.Equal(t, again, len(ignoring) == 2)
+			require.Equal(t, []string{"app"}, paths(t, res, "linux/amd64"))
+			require.Equal(t, []string{"profile of linux/amd64: events were lost"}, b.warnings)
+			g, err := parse(refOf(res, "linux/amd64").Definition())
+			require.NoError(t, err)
+			require.Nil(t, g.ops[digest.Digest(g.head.Digest)].GetPassthrough(), "kept with the image")
+			release(ctx, res)
+			require.Zero(t, b.alive)
+		})
+	}
+}
+
 func TestFailedTargetIsAnError(t *testing.T) {
 	b := &fakeBridge{t: t, fails: func(command string) bool { return command == "make" }}
 	f := fakeFrontend(func(ctx context.Context, bridge frontend.FrontendLLBBridge, _ map[string]string) (*frontend.Result, error) {
@@ -245,7 +283,7 @@ func TestUnwanted(t *testing.T) {
 	res, err := New(image(ocispecs.ImageConfig{Cmd: []string{"app"}}, amd64), options()).Solve(t.Context(), b, nil, nil, nil, "sid", nil)
 	require.NoError(t, err)
 	require.Empty(t, b.built)
-	require.NotContains(t, res.Metadata, profile.MetadataKey+"/linux/amd64")
+	require.Empty(t, paths(t, res, "linux/amd64"))
 }
 
 // An exported cache holds what its result needs, so that the result needs the
@@ -258,7 +296,7 @@ func TestCacheExportTakesTheProfile(t *testing.T) {
 				return solveState(ctx, bridge, llb.Scratch().Run(llb.Args([]string{"make"})).File(llb.Mkdir("/a", 0o700)))
 			})
 			ctx, w := wishing(t, map[string]string{"estargz-profile": workloads})
-			w.request.Command = []string{"app"}
+			w.requests[0].Command = []string{"app"}
 			w.exportsCache = true
 			res, err := New(f, options()).Solve(ctx, b, nil, nil, nil, "sid", nil)
 			require.NoError(t, err)
@@ -304,5 +342,5 @@ func TestAttestationsAreAboutTheMarkedTarget(t *testing.T) {
 	require.Len(t, target["make"], 1)
 	require.Equal(t, target["make"], scan["make"])
 	require.Len(t, scan["scan"], 1)
-	require.Equal(t, []string{"make"}, paths(t, res, "linux/amd64"))
+	require.Equal(t, []string{"make"}, paths(t, res, "linux/amd64", "", "run"))
 }

@@ -16,23 +16,23 @@ import (
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
 )
 
-// A job builds one target and makes its profile.
+// A job builds one target and makes its profiles.
 type job struct {
 	*call
 	*target
 	f *Frontend
 
-	built    *rewriter // from the frontend's definition to the one that is built
-	steps    []digest.Digest
-	profiles []*profile.Profile
-	made     []*pb.Definition // where the profiles come from
-	warned   bool
-	refs     []solver.ResultProxy // to be released
+	built *rewriter // from the frontend's definition to the one that is built
+	steps []digest.Digest
+	made  []*pb.Definition     // where profiles come from, but for those of steps
+	refs  []solver.ResultProxy // to be released
 }
 
+// profile makes the profiles of one target. A target without one has the layers
+// that it would have without us.
 func (f *Frontend) profile(ctx context.Context, c *call, t *target) error {
 	if t.ref == nil {
-		return t.attach(&profile.Profile{})
+		return nil
 	}
 	j := &job{call: c, target: t, f: f}
 	defer j.release(ctx)
@@ -41,14 +41,32 @@ func (f *Frontend) profile(ctx context.Context, c *call, t *target) error {
 	}
 	if !j.runs() {
 		j.warn(ctx, j.built.to.head, "this builder cannot run it")
-		return t.attach(&profile.Profile{})
+		return nil
 	}
-	for _, record := range []func(context.Context) error{j.recordSteps, j.recordStage, j.recordEntrypoint} {
-		if err := record(ctx); err != nil {
+	for _, r := range j.requests {
+		if err := j.answer(ctx, r); err != nil {
 			return err
 		}
 	}
-	return j.finish(ctx)
+	return j.keepProfiles(ctx)
+}
+
+// answer makes the profile that answers one request.
+func (j *job) answer(ctx context.Context, r *profile.Request) error {
+	rec := &recordings{job: j}
+	for _, record := range []func(context.Context, *profile.Request) error{rec.steps, rec.stage, rec.entrypoint} {
+		if err := record(ctx, r); err != nil {
+			return err
+		}
+	}
+	p := profile.Merge(rec.profiles...)
+	if len(p.Files) > 0 {
+		return j.attach(r, p)
+	}
+	if !rec.warned {
+		j.warn(ctx, j.built.to.head, "no file was read")
+	}
+	return nil
 }
 
 // buildTarget marks the target's own steps, if they are wanted, and builds it:
@@ -58,7 +76,7 @@ func (j *job) buildTarget(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("definition of %s: %w", j.ID, err)
 	}
-	if j.request.Run && j.runs() {
+	if j.wantsSteps() && j.runs() {
 		j.steps = g.steps()
 	}
 	if j.built, err = j.mark(Recording{}).steps(g, j.steps); err != nil {
@@ -127,110 +145,27 @@ func (j *job) markAttestation(ctx context.Context, def *pb.Definition) (solver.R
 	return j.build.originOf(def, j.bridge).solve(ctx, marked, j.sid)
 }
 
-func (j *job) recordSteps(ctx context.Context) error {
-	profiles, err := j.built.profiles(j.f.opts.Marker, j.steps)
+func (j *job) wantsSteps() bool {
+	return slices.ContainsFunc(j.requests, func(r *profile.Request) bool { return r.Run })
+}
+
+// keepProfiles makes the target need its profiles, if the build cache is exported.
+// Otherwise nothing has to keep them: this builder finds them by their own keys.
+func (j *job) keepProfiles(ctx context.Context) error {
+	if !j.exportsCache || len(j.made) == 0 {
+		return nil
+	}
+	steps, err := j.built.profiles(j.f.opts.Marker, j.steps)
 	if err != nil {
 		return err
 	}
-	return j.collect(ctx, profiles...)
-}
-
-func (j *job) recordStage(ctx context.Context) error {
-	if j.stage == nil {
-		return nil
-	}
-	g, err := parse(j.stage.Definition())
-	if err != nil {
-		return fmt.Errorf("definition of stage %s: %w", j.request.StageName, err)
-	}
-	r, own, err := j.mark(Recording{}).continued(g, j.built)
-	if err != nil {
-		return fmt.Errorf("stage %s: %w", j.request.StageName, err)
-	}
-	if len(own) == 0 {
-		j.warn(ctx, j.built.to.head, "stage %s adds no RUN step to the target", j.request.StageName)
-	}
-	profiles, err := r.profiles(j.f.opts.Marker, j.recordable(ctx, r, own))
+	ref, err := j.keep(ctx, append(steps, j.made...))
 	if err != nil {
 		return err
 	}
-	return j.collect(ctx, profiles...)
-}
-
-func (j *job) recordEntrypoint(ctx context.Context) error {
-	if !j.request.Entrypoint {
-		return nil
-	}
-	m := j.mark(Recording{Workload: true, Period: j.request.Period, Idle: j.request.Idle, Ready: j.request.Ready})
-	w, err := newWorkload(j.config, j.Platform.Platform, j.request, m)
-	if err != nil {
-		j.warn(ctx, j.built.to.head, "%v", err)
-		return nil
-	}
-	def, err := w.on(ctx, j.built.to)
-	if err != nil {
-		return err
-	}
-	return j.collect(ctx, def)
-}
-
-// collect reads profiles, one after the other. The first that cannot be had is
-// the last: a step follows from those before it.
-func (j *job) collect(ctx context.Context, defs ...*pb.Definition) error {
-	for _, def := range defs {
-		p, complaint, err := j.read(ctx, def)
-		switch {
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case err != nil:
-			return j.warnOf(ctx, def, err.Error())
-		case complaint != "":
-			if err := j.warnOf(ctx, def, complaint); err != nil {
-				return err
-			}
-		}
-		j.profiles = append(j.profiles, p)
-		j.made = append(j.made, def)
-	}
-	return nil
-}
-
-func (j *job) read(ctx context.Context, def *pb.Definition) (p *profile.Profile, complaint string, err error) {
-	ref, err := j.origin().solve(ctx, def, j.sid)
-	if err != nil {
-		return nil, "", err
-	}
-	j.refs = append(j.refs, ref)
-	res, err := ref.Result(ctx)
-	if err != nil {
-		return nil, "", err
-	}
-	dir, unmount, err := j.f.open(ctx, res, j.sid)
-	if err != nil {
-		return nil, "", fmt.Errorf("output: %w", err)
-	}
-	defer unmount()
-	return j.f.opts.readOutput(ctx, dir)
-}
-
-// finish attaches what was recorded. Without an export of the cache nothing
-// has to keep the profile: this builder finds it by its own key.
-func (j *job) finish(ctx context.Context) error {
-	p := profile.Merge(j.profiles...)
-	if len(p.Files) == 0 && !j.warned {
-		j.warn(ctx, j.built.to.head, "no file was read")
-	}
-	if j.exportsCache && len(j.made) > len(j.steps) {
-		ref, err := j.keep(ctx, j.made)
-		if err != nil {
-			return err
-		}
-		j.refs = append(j.refs, j.replace(ref))
-		if _, err := ref.Result(ctx); err != nil {
-			return err
-		}
-	}
-	return j.attach(p)
+	j.refs = append(j.refs, j.replace(ref))
+	_, err = ref.Result(ctx)
+	return err
 }
 
 // keep returns the target as something that needs profiles.
@@ -260,21 +195,10 @@ func (j *job) runs() bool {
 // warn tells the user of what goes without a profile. Clients show a warning
 // only of a step they know, one that was built.
 func (j *job) warn(ctx context.Context, step *pb.Input, format string, args ...any) {
-	j.warned = true
 	msg := fmt.Sprintf("profile of %s: %s", j.ID, fmt.Sprintf(format, args...))
 	_ = j.bridge.Warn(ctx, digest.Digest(step.Digest), msg, frontend.WarnOpts{
 		Detail: [][]byte{[]byte("The image is complete. Files that were not recorded are not fetched first.")},
 	})
-}
-
-// warnOf is warn about the step that makes a profile.
-func (j *job) warnOf(ctx context.Context, def *pb.Definition, msg string) error {
-	g, err := parse(def)
-	if err != nil {
-		return err
-	}
-	j.warn(ctx, g.head, "%s", msg)
-	return nil
 }
 
 func (j *job) release(ctx context.Context) {

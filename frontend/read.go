@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	cacheutil "github.com/moby/buildkit/cache/util"
 	"github.com/moby/buildkit/session"
@@ -44,23 +43,27 @@ func open(ctx context.Context, res solver.Result, sid string) (string, func() er
 	return dir, m.Unmount, nil
 }
 
-// readOutput returns what a recorder left in a directory, and what the user
-// should know of it.
-func (o Options) readOutput(ctx context.Context, dir string) (*profile.Profile, string, error) {
-	encoded, err := cacheutil.ReadFile(ctx, dir, cacheutil.ReadRequest{Filename: o.File}, maxFile)
+// readOutput returns what a recorder left in a directory.
+func (o Options) readOutput(ctx context.Context, dir string) (*profile.Profile, Verdict, error) {
+	encoded, err := readFile(ctx, dir, o.File)
 	if err != nil {
-		return nil, "", fmt.Errorf("recording: %w", err)
+		return nil, Verdict{}, err
 	}
 	p, err := profile.Decode(encoded)
 	if err != nil {
-		return nil, "", fmt.Errorf("recording: %w", err)
+		return nil, Verdict{}, fmt.Errorf("recording: %w", err)
 	}
-	summary, err := cacheutil.ReadFile(ctx, dir, cacheutil.ReadRequest{Filename: o.SummaryFile}, maxFile)
-	if errors.Is(err, os.ErrNotExist) {
-		return p, "", nil
-	}
+	summary, err := readFile(ctx, dir, o.SummaryFile)
 	if err != nil {
-		return nil, "", fmt.Errorf("recording: %w", err)
+		return nil, Verdict{}, err
 	}
-	return p, o.Complaint(summary), nil
+	return p, o.Judge(summary), nil
+}
+
+func readFile(ctx context.Context, dir, name string) ([]byte, error) {
+	content, err := cacheutil.ReadFile(ctx, dir, cacheutil.ReadRequest{Filename: name}, maxFile)
+	if err != nil {
+		return nil, fmt.Errorf("recording: %w", err)
+	}
+	return content, nil
 }

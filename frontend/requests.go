@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/buildid"
 	"github.com/moby/buildkit/util/entitlements"
 	"google.golang.org/grpc"
@@ -32,7 +33,8 @@ type Requests struct {
 
 // A wish is what the exporters of a build want.
 type wish struct {
-	request *profile.Request
+	// requests are those that want a profile, each once.
+	requests []*profile.Request
 	// exportsCache says that the profile has to be part of the build cache
 	// that goes elsewhere.
 	exportsCache bool
@@ -62,14 +64,14 @@ func (r *Requests) UnaryServerInterceptor(ctx context.Context, req any, info *gr
 // begin remembers what a build wants until end. The returned context is for
 // frontends that run within the call itself.
 func (r *Requests) begin(ctx context.Context, req *controlapi.SolveRequest) (_ context.Context, end func(), err error) {
-	request, err := r.parse(req)
+	requests, err := r.parse(req)
 	if err != nil {
 		return nil, nil, err
 	}
-	if request == nil || request.None() {
+	if len(requests) == 0 {
 		return ctx, func() {}, nil
 	}
-	w := &wish{request: request, exportsCache: exportsCache(req.Cache)}
+	w := &wish{requests: requests, exportsCache: exportsCache(req.Cache)}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, known := r.byRef[req.Ref]; known {
@@ -97,33 +99,34 @@ func (r *Requests) of(ctx context.Context) *wish {
 	return r.byRef[buildid.FromIncomingContext(ctx)]
 }
 
-// parse returns what all exporters together want, nil if nobody does. Their
-// images share a result, and so its profile: one may do without, but two that
-// differ have no answer.
-func (r *Requests) parse(req *controlapi.SolveRequest) (*profile.Request, error) {
-	var wanted *profile.Request
-	for _, attrs := range exporters(req) {
-		if attrs["compression"] != r.compression {
+// parse returns what the exporters want. Those that a session adds are not among
+// them: BuildKit asks for them when the build is over, so that their layers stay
+// in the order of their tars.
+func (r *Requests) parse(req *controlapi.SolveRequest) ([]*profile.Request, error) {
+	var wanted []*profile.Request
+	for _, e := range exporters(req) {
+		if e.attrs["compression"] != r.compression || !writesLayers(e.kind) {
 			continue
 		}
-		one, _, err := profile.ParseRequest(attrs)
+		one, _, err := profile.ParseRequest(e.attrs)
 		if err != nil {
 			return nil, err
 		}
-		if err := possible(one, attrs, req); err != nil {
+		if err := possible(one, e.attrs, req); err != nil {
 			return nil, err
 		}
-		if wanted != nil && !one.None() && !reflect.DeepEqual(wanted, one) {
-			return nil, fmt.Errorf("exporters that ask for different profiles: give all of them the same estargz-profile attributes, or estargz-profile=none")
+		same := func(other *profile.Request) bool { return reflect.DeepEqual(one, other) }
+		if usesFrontend(req) && !one.None() && !slices.ContainsFunc(wanted, same) {
+			wanted = append(wanted, one)
 		}
-		if !one.None() {
-			wanted = one
-		}
-	}
-	if !usesFrontend(req) {
-		return nil, nil
 	}
 	return wanted, nil
+}
+
+// writesLayers tells whether an exporter has any use for a profile. Those that
+// write files ignore a compression.
+func writesLayers(kind string) bool {
+	return kind != client.ExporterLocal && kind != client.ExporterTar
 }
 
 func possible(r *profile.Request, attrs map[string]string, req *controlapi.SolveRequest) error {
@@ -141,15 +144,20 @@ func possible(r *profile.Request, attrs map[string]string, req *controlapi.Solve
 // usesFrontend is true of clients that call the frontend later, too.
 func usesFrontend(req *controlapi.SolveRequest) bool { return len(req.GetDefinition().GetDef()) == 0 }
 
-// exporters returns the attributes of each exporter. Clients before BuildKit
-// 0.13 can name one only.
-func exporters(req *controlapi.SolveRequest) []map[string]string {
+type exporter struct {
+	kind  string
+	attrs map[string]string
+}
+
+// exporters returns what a build exports. Clients before BuildKit 0.13 can name
+// one exporter only.
+func exporters(req *controlapi.SolveRequest) []exporter {
 	if len(req.Exporters) == 0 && req.ExporterDeprecated != "" {
-		return []map[string]string{req.ExporterAttrsDeprecated}
+		return []exporter{{req.ExporterDeprecated, req.ExporterAttrsDeprecated}}
 	}
-	var all []map[string]string
+	var all []exporter
 	for _, e := range req.Exporters {
-		all = append(all, e.GetAttrs())
+		all = append(all, exporter{e.GetType(), e.GetAttrs()})
 	}
 	return all
 }

@@ -51,8 +51,8 @@ func gateway(t *testing.T, ref string) context.Context {
 func TestRequestsOfBuild(t *testing.T) {
 	r := NewRequests("estargz")
 	require.NoError(t, during(t, r, asking("a", estargz("", "run")), func(ctx context.Context) {
-		require.True(t, r.of(ctx).request.Run, "a frontend within the call")
-		require.True(t, r.of(gateway(t, "a")).request.Run, "a frontend that the client calls")
+		require.True(t, r.of(ctx).requests[0].Run, "a frontend within the call")
+		require.True(t, r.of(gateway(t, "a")).requests[0].Run, "a frontend that the client calls")
 		require.Nil(t, r.of(gateway(t, "b")))
 		require.Nil(t, r.of(t.Context()))
 	}))
@@ -62,21 +62,38 @@ func TestRequestsOfBuild(t *testing.T) {
 func TestRequestsWanted(t *testing.T) {
 	for name, tc := range map[string]struct {
 		attrs  []map[string]string
-		wanted bool
+		wanted int
 	}{
-		"by default":             {[]map[string]string{estargz()}, true},
-		"none":                   {[]map[string]string{estargz("", "none")}, false},
-		"another compression":    {[]map[string]string{{"compression": "zstd"}}, false},
-		"no exporter":            {nil, false},
-		"one with, one without":  {[]map[string]string{estargz("", "none"), estargz("-idle", "1s"), {}}, true},
-		"two that want the same": {[]map[string]string{estargz("-idle", "1s"), estargz("-idle", "1000ms")}, true},
+		"by default":             {[]map[string]string{estargz()}, 1},
+		"none":                   {[]map[string]string{estargz("", "none")}, 0},
+		"another compression":    {[]map[string]string{{"compression": "zstd"}}, 0},
+		"no exporter":            {nil, 0},
+		"one with, one without":  {[]map[string]string{estargz("", "none"), estargz("-idle", "1s"), {}}, 1},
+		"two that want the same": {[]map[string]string{estargz("-idle", "1s"), estargz("-idle", "1000ms")}, 1},
+		"two that differ":        {[]map[string]string{estargz("", "run"), estargz(), estargz("", "run")}, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := NewRequests("estargz")
 			require.NoError(t, during(t, r, asking("a", tc.attrs...), func(ctx context.Context) {
-				require.Equal(t, tc.wanted, r.of(ctx) != nil)
+				w := r.of(ctx)
+				require.Equal(t, tc.wanted > 0, w != nil)
+				if w != nil {
+					require.Len(t, w.requests, tc.wanted)
+				}
 			}))
 		})
+	}
+}
+
+// To write files nothing has to be run.
+func TestRequestsOfFiles(t *testing.T) {
+	for kind, wanted := range map[string]bool{"local": false, "tar": false, "image": true, "oci": true, "docker": true} {
+		req := asking("a", estargz())
+		req.Exporters[0].Type = kind
+		r := NewRequests("estargz")
+		require.NoError(t, during(t, r, req, func(ctx context.Context) {
+			require.Equal(t, wanted, r.of(ctx) != nil, kind)
+		}))
 	}
 }
 
@@ -88,7 +105,6 @@ func TestRequestsRefused(t *testing.T) {
 		want string
 	}{
 		"bad value":       {asking("a", estargz("-idle", "soon")), "estargz-profile-idle=soon: give a time"},
-		"two profiles":    {asking("a", estargz("", "run"), estargz()), "exporters that ask for different profiles"},
 		"no entitlement":  {asking("a", estargz("-network", "host")), "estargz-profile-network=host: needs --allow network.host"},
 		"no image to run": {fromLLB, "a build that is given as LLB has no image to run"},
 	} {
@@ -155,10 +171,10 @@ func TestRequestsSideBySide(t *testing.T) {
 			err := during(t, r, asking(ref, estargz("-cmd", ref)), func(ctx context.Context) {
 				arrived.Done()
 				<-inside // until all builds are under way
-				if got := r.of(ctx).request.Command; got[0] != ref {
+				if got := r.of(ctx).requests[0].Command; got[0] != ref {
 					t.Errorf("build %s got the request of %s", ref, got)
 				}
-				if got := r.of(gateway(t, ref)).request.Command; got[0] != ref {
+				if got := r.of(gateway(t, ref)).requests[0].Command; got[0] != ref {
 					t.Errorf("gateway of build %s got the request of %s", ref, got)
 				}
 			})
@@ -179,6 +195,6 @@ func TestRequestsRefInUse(t *testing.T) {
 		require.NoError(t, during(t, r, asking("a", estargz()), func(ctx context.Context) {
 			require.Nil(t, r.of(ctx))
 		}))
-		require.True(t, r.of(gateway(t, "a")).request.Run, "the first build still has its own")
+		require.True(t, r.of(gateway(t, "a")).requests[0].Run, "the first build still has its own")
 	}))
 }

@@ -17,14 +17,13 @@ type target struct {
 	exptypes.Platform
 	ref      solver.ResultProxy // nil for an image without files
 	original *pb.Definition     // as the frontend made it
-	stage    solver.ResultProxy // nil without such a workload
 	config   []byte
 
 	res *frontend.Result
 	mu  *sync.Mutex
 }
 
-func targetsOf(res, stage *frontend.Result) ([]*target, error) {
+func targetsOf(res *frontend.Result) ([]*target, error) {
 	ps, err := exptypes.ParsePlatforms(res.Metadata)
 	if err != nil {
 		return nil, err
@@ -35,7 +34,6 @@ func targetsOf(res, stage *frontend.Result) ([]*target, error) {
 		t := &target{
 			Platform: p,
 			ref:      refOf(res, p.ID),
-			stage:    refOf(stage, p.ID),
 			config:   exptypes.ParseKey(res.Metadata, exptypes.ExporterImageConfigKey, &p),
 			res:      res,
 			mu:       &mu,
@@ -81,11 +79,12 @@ func (t *target) replaceAttestation(i int, ref solver.ResultProxy) (was solver.R
 	return was
 }
 
-func (t *target) attach(p *profile.Profile) error {
+// attach gives the target the profile that answers a request.
+func (t *target) attach(r *profile.Request, p *profile.Profile) error {
 	packed, err := p.Pack()
 	if err != nil {
 		return err
 	}
-	t.res.AddMeta(profile.MetadataKey+"/"+t.ID, packed)
+	t.res.AddMeta(r.MetadataKey(t.ID), packed)
 	return nil
 }

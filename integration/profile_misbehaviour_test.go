@@ -69,7 +69,7 @@ func TestProfileOfBadWorkloads(t *testing.T) {
 		p, image := d.profileOf(t, dir, []string{"/nowhere"})
 		require.Contains(t, strings.Join(p.warnings, "\n"), "could not be started")
 		for _, layer := range prioritized(t, onlyImage(t, image)) {
-			require.Equal(t, "nothing", layer)
+			require.Equal(t, "no landmark", layer)
 		}
 		requireOnlyOrdered(t, plain, image)
 	})

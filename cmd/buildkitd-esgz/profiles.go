@@ -23,7 +23,7 @@ func (p *parts) frontends(stock map[string]bkfrontend.Frontend, w bkworker.Worke
 			Marker:      marker{p.marks},
 			File:        record.ProfileFile,
 			SummaryFile: record.SummaryFile,
-			Complaint:   complaint,
+			Judge:       judge,
 			Platforms:   func() []ocispecs.Platform { return w.Platforms(true) },
 		})
 	}
@@ -42,18 +42,18 @@ func (m marker) Output(exec *pb.ExecOp) *pb.Mount {
 	return output
 }
 
-// complaint says what went wrong with a recording that the build goes on
-// without.
-func complaint(summary []byte) string {
+// judge says what the frontend should know of a recording.
+func judge(summary []byte) frontend.Verdict {
 	var s record.Summary
 	if err := json.Unmarshal(summary, &s); err != nil {
-		return fmt.Sprintf("the recording's summary cannot be read: %v", err)
+		return frontend.Verdict{Incomplete: true, Complaint: fmt.Sprintf("the recording's summary cannot be read: %v", err)}
 	}
+	v := frontend.Verdict{Incomplete: s.Incomplete(), Began: s.Began}
 	switch {
 	case s.End == record.EndStart:
-		return "the workload could not be started: " + s.Reason
-	case s.Reason != "", s.Overflow, s.Lost > 0, s.Files == 0, s.End == record.EndExit && s.ExitCode != 0:
-		return s.String()
+		v.Complaint = "the workload could not be started: " + s.Reason
+	case v.Incomplete, s.Files == 0, s.End == record.EndExit && s.ExitCode != 0:
+		v.Complaint = s.String()
 	}
-	return ""
+	return v
 }

@@ -3,14 +3,20 @@ package profile
 import (
 	"bytes"
 	"compress/gzip"
+	"crypto/sha256"
 	"fmt"
 	"io"
 )
 
-// MetadataKey is where a build's result carries the profile of a platform,
-// followed by a slash and the platform's ID. Neither images nor the answer to
-// the client show it.
-const MetadataKey = "buildkitd-esgz.profile"
+// metadataKey begins the keys under which a build's result carries profiles.
+// Neither images nor the answer to the client show them.
+const metadataKey = "buildkitd-esgz.profile/"
+
+// MetadataKey is where a build's result carries the profile of a platform that
+// answers the request: exporters of one build may want different ones.
+func (r *Request) MetadataKey(platform string) string {
+	return fmt.Sprintf("%s%x/%s", metadataKey, sha256.Sum256(fmt.Appendf(nil, "%#v", *r)), platform)
+}
 
 // maxPacked bounds the JSON in a result. The largest profile of 100,000 files
 // measures some 15 MB.
@@ -34,10 +40,10 @@ func (p *Profile) Pack() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// Attached returns the profile of a platform in a result's metadata, nil if
-// none was made.
-func Attached(metadata map[string][]byte, platform string) (*Profile, error) {
-	packed, ok := metadata[MetadataKey+"/"+platform]
+// Attached returns the profile of a platform in a result's metadata that answers
+// the request, nil if none was made.
+func (r *Request) Attached(metadata map[string][]byte, platform string) (*Profile, error) {
+	packed, ok := metadata[r.MetadataKey(platform)]
 	if !ok {
 		return nil, nil
 	}

@@ -89,13 +89,20 @@ func TestPack(t *testing.T) {
 	}
 	packed, err := p.Pack()
 	require.NoError(t, err)
-	got, err := Attached(map[string][]byte{MetadataKey + "/linux/arm64/v8": packed}, "linux/arm64/v8")
+	r, _, err := ParseRequest(nil)
+	require.NoError(t, err)
+	got, err := r.Attached(map[string][]byte{r.MetadataKey("linux/arm64/v8"): packed}, "linux/arm64/v8")
 	require.NoError(t, err)
 	require.Equal(t, Merge(p), got)
 
-	got, err = Attached(nil, "linux/amd64")
+	other, _, err := ParseRequest(map[string]string{"estargz-profile-idle": "1s"})
+	require.NoError(t, err)
+	got, err = other.Attached(map[string][]byte{r.MetadataKey("linux/arm64/v8"): packed}, "linux/arm64/v8")
+	require.NoError(t, err)
+	require.Nil(t, got, "the profile of another request")
+	got, err = r.Attached(nil, "linux/amd64")
 	require.NoError(t, err)
 	require.Nil(t, got)
-	_, err = Attached(map[string][]byte{MetadataKey + "/linux/amd64": []byte("no gzip")}, "linux/amd64")
+	_, err = r.Attached(map[string][]byte{r.MetadataKey("linux/amd64"): []byte("no gzip")}, "linux/amd64")
 	require.ErrorContains(t, err, "profile of linux/amd64")
 }

@@ -85,7 +85,7 @@ func TestFullDisk(t *testing.T) {
 				p, sum = s.record(Options{Period: -1, Idle: -1, Grace: time.Hour}, "sh", "-c", test.script)
 			})
 			wantPaths(t, p, "a")
-			if sum.End != EndDisk || !strings.Contains(s.stderr.String(), "disk") {
+			if sum.End != EndDisk || !sum.Incomplete() || !strings.Contains(s.stderr.String(), "disk") {
 				t.Errorf("%+v, stderr %q", sum, s.stderr.String())
 			}
 			noProcess(t, "4711")

@@ -11,6 +11,7 @@ import (
 	"os"
 	"regexp"
 	"sync"
+	"time"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
 	"github.com/moby/buildkit/executor"
@@ -22,8 +23,10 @@ type Summary struct {
 	// End is what ended it, nothing if there was none.
 	End End `json:"end"`
 	// Reason says why the process was not started, not recorded, or stopped for
-	// what it did.
+	// what it did or before it was ready.
 	Reason string `json:"reason,omitempty"`
+	// Began is when, by the builder's clock.
+	Began time.Time `json:"began"`
 	// ExitCode is that of the process, if it exited by itself.
 	ExitCode int `json:"exitCode"`
 	// Seconds is the time from start to end.
@@ -62,8 +65,9 @@ func (s Summary) String() string {
 
 func (s Summary) lost() bool { return s.Overflow || s.Lost > 0 }
 
-// incomplete tells whether the profile lacks something that was read.
-func (s Summary) incomplete() bool { return s.Reason != "" || s.lost() }
+// Incomplete tells whether the profile lacks something that was read, or would
+// have been. Another recording may do better.
+func (s Summary) Incomplete() bool { return s.Reason != "" || s.lost() }
 
 // count adds what the profile holds.
 func (s *Summary) count(p *profile.Profile) {

@@ -41,6 +41,11 @@
 // process opened what. In both cases the log of the step and a warning say so: a
 // step runs as usual, and a workload is not started.
 //
+// Events are lost where the kernel's queue overflows or a file cannot be opened,
+// and a workload may be stopped before it has read all. The summary beside the
+// profile says so: whoever finds the output in a cache knows that it is not
+// complete.
+//
 // # What a workload may do
 //
 // It is stopped with all its children, TERM first and then KILL. It writes to the daemon's disk, and is stopped when little of that is

@@ -61,6 +61,12 @@ func (o Options) wait(w *watch, outer <-chan syscall.Signal, signals chan<- sysc
 	}
 }
 
+// busy tells whether the process was not idle yet. With a period that is shorter
+// than that nobody can tell.
+func (o Options) busy(w *watch, at time.Time) bool {
+	return 0 <= o.Idle && o.Idle < o.Period && at.Sub(time.Unix(0, w.newest.Load())) < o.Idle
+}
+
 func timer(d time.Duration) <-chan time.Time {
 	if d < 0 {
 		return nil

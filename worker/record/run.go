@@ -46,7 +46,7 @@ func (r run) record(ctx context.Context, root executor.Mount, output executor.Mo
 	if err != nil {
 		return recorder, err
 	}
-	s.Seconds = time.Since(begin).Seconds()
+	s.Began, s.Seconds = begin, time.Since(begin).Seconds()
 	p := &profile.Profile{}
 	if w.err == nil && s.End != EndStart {
 		p = w.profile()
@@ -63,24 +63,23 @@ func (r run) record(ctx context.Context, root executor.Mount, output executor.Mo
 // report writes the output. The vertex's log tells of a workload how it went, and
 // of a step what went wrong.
 func (r run) report(ctx context.Context, output executor.Mountable, p *profile.Profile, s Summary) error {
-	if r.process.Stderr != nil && (r.opts.IgnoreExit || s.incomplete()) {
+	if r.process.Stderr != nil && (r.opts.IgnoreExit || s.Incomplete()) {
 		fmt.Fprintln(r.process.Stderr, s)
 	}
 	return write(ctx, output, p, s)
 }
 
 // unrecorded is for systems that cannot record. A step of a build goes on
-// without; a workload has nothing else to do, and its failure must not be
-// cached as an empty profile.
-func (r run) unrecorded(ctx context.Context, root executor.Mount, output executor.Mountable, started chan<- struct{}, reason error) (resourcestypes.Recorder, error) {
-	if r.opts.IgnoreExit {
-		return nil, fmt.Errorf("record: %w", reason)
+// without; a workload has nothing else to do. The summary says that there is no
+// profile.
+func (r run) unrecorded(ctx context.Context, root executor.Mount, output executor.Mountable, started chan<- struct{}, reason error) (recorder resourcestypes.Recorder, err error) {
+	s := Summary{Reason: reason.Error(), Began: time.Now()}
+	if !r.opts.IgnoreExit {
+		if recorder, err = r.inner.Run(ctx, r.id, root, r.mounts, r.process, started); err != nil {
+			return recorder, err
+		}
 	}
-	recorder, err := r.inner.Run(ctx, r.id, root, r.mounts, r.process, started)
-	if err != nil {
-		return recorder, err
-	}
-	return recorder, r.report(ctx, output, &profile.Profile{}, Summary{Reason: reason.Error()})
+	return recorder, r.report(ctx, output, &profile.Profile{}, s)
 }
 
 // step runs a process that is recorded in passing.
@@ -106,6 +105,7 @@ func (r run) workload(ctx context.Context, w *watch, root executor.Mount, starte
 
 	p := r.start(inner, w, root, started)
 	end := r.opts.wait(w, outer, signals, ready, p.exited)
+	ended := time.Now()
 	s := w.stop()
 	if end != EndExit {
 		grace := r.opts.Grace
@@ -118,12 +118,13 @@ func (r run) workload(ctx context.Context, w *watch, root executor.Mount, starte
 	if ctx.Err() != nil && p.err != nil {
 		return p.recorder, s, p.err
 	}
-	if s.Reason != "" {
-		return p.recorder, s, fmt.Errorf("record: %s", s.Reason)
-	}
 	s.End = end
-	if end == EndDisk {
+	switch {
+	case s.Reason != "": // of the watch
+	case end == EndDisk:
 		s.Reason = "what it wrote left too little of the builder's disk"
+	case end == EndPeriod && r.opts.busy(w, ended):
+		s.Reason = "it read new files to the last, and may need more time on this builder"
 	}
 	err := s.judge(p.err, stderr.last(), stdout.last())
 	return p.recorder, s, err
