@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"slices"
 
 	"github.com/moby/buildkit/client"
 )
@@ -61,11 +62,18 @@ func (d *decorated) Prune(ctx context.Context, ch chan client.UsageInfo, rules .
 	if err != nil {
 		return err
 	}
+	return d.Worker.Prune(ctx, ch, reduced(rules, n)...)
+}
+
+// reduced returns rules with limits that are lower by n. Those of the caller are
+// the policy itself, which stays as it is.
+func reduced(rules []client.PruneInfo, n int64) []client.PruneInfo {
+	rules = slices.Clone(rules)
 	for i := range rules {
 		rules[i].MaxUsedSpace = without(rules[i].MaxUsedSpace, n)
 		rules[i].ReservedSpace = without(rules[i].ReservedSpace, n)
 	}
-	return d.Worker.Prune(ctx, ch, rules...)
+	return rules
 }
 
 func (d *decorated) lazyTotal(ctx context.Context) (total int64, err error) {
