@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -71,6 +72,23 @@ func TestLazyMetrics(t *testing.T) {
 	waits, err := strconv.Atoi(string(found[1]))
 	require.NoError(t, err)
 	require.Positive(t, waits)
+}
+
+// The index of a layer has mount_timeout to arrive. After it the layer is pulled,
+// and the progress says why.
+func TestMountTimeout(t *testing.T) {
+	needs(t)
+	name := pushLazy(t)
+	want := sums(t, registry(t)+"/"+name)
+	g := newGate(t)
+	g.do(func(w http.ResponseWriter, r *http.Request) {
+		// Only reads of the index come from the end of a blob.
+		time.Sleep(2 * time.Second)
+		g.forward.ServeHTTP(w, r)
+	})
+	p := startLazy(t, "mount_timeout = \"1s\"\n").build(t, upon(t, g.address+"/"+name, sumAll))
+	require.Equal(t, want, sum(t, p))
+	require.Contains(t, p.logs.String(), "mount_timeout")
 }
 
 // A step taken from a remote cache is mounted, and only what is read of it comes.

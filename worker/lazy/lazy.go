@@ -98,7 +98,7 @@ func (l *Layers) ID(labels map[string]string) (string, error) {
 //
 // Who asks stands in the labels of the context's call, see [WithLabels]. Without
 // any, it is for those that the layer was announced to.
-func (l *Layers) Fetch(ctx context.Context, id string) error {
+func (l *Layers) Fetch(ctx context.Context, id string) (err error) {
 	key, err := parseID(id)
 	if err != nil {
 		return err
@@ -106,6 +106,11 @@ func (l *Layers) Fetch(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, l.opts.MountTimeout.Duration,
 		fmt.Errorf("no index after %s, see mount_timeout", l.opts.MountTimeout.Duration))
 	defer cancel()
+	defer func() {
+		if err != nil && ctx.Err() != nil {
+			err = fmt.Errorf("%w: %w", err, context.Cause(ctx))
+		}
+	}()
 	call, ok := callLabels(ctx)
 	stored, err := l.store.Layer(key)
 	if err == nil && (!ok || stored.Complete()) {
