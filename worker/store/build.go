@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"strings"
@@ -106,14 +107,20 @@ func hidden(base string) bool {
 }
 
 func (b *builder) addHidden(base string, e *estargz.Entry) error {
+	if e.Type != estargz.TypeReg {
+		return fmt.Errorf("%q is a %s", base, e.Type)
+	}
 	if base == estargz.PrefetchLandmark {
 		b.prefetch = len(b.chunks)
 	}
 	return b.skipContents(e)
 }
 
-// addWhiteout adds the file by which overlayfs knows that a name is gone. A
-// file of that name in the same layer counts more.
+// addWhiteout adds the file by which overlayfs knows that a name is gone. What
+// becomes of a file of that name in the same layer, whoever unpacks it finds out:
+// a file may take the place of the whiteout, but whether a directory then shows
+// what lies below it, and what a whiteout does that follows a file, depends on
+// where it is unpacked.
 func (b *builder) addWhiteout(dir Node, base string, e *estargz.Entry) error {
 	if err := b.skipContents(e); err != nil {
 		return err
@@ -121,8 +128,8 @@ func (b *builder) addWhiteout(dir Node, base string, e *estargz.Entry) error {
 	if base == "" || base == "." || base == ".." {
 		return fmt.Errorf("a whiteout of %q", base)
 	}
-	if _, found := b.find(dir, base); found {
-		return nil
+	if old, found := b.find(dir, base); found && !b.nodes[old.node].isWhiteout() {
+		return fmt.Errorf("a whiteout of %q, which is in the same layer", base)
 	}
 	n, err := b.newNode(&estargz.Entry{Type: estargz.TypeChar, ModTime: e.ModTime, UID: e.UID, GID: e.GID})
 	if err != nil {
@@ -138,6 +145,9 @@ func (b *builder) addFile(dir Node, base string, e *estargz.Entry) error {
 	old, found := b.find(dir, base)
 	if found && e.Type == estargz.TypeDir && b.nodes[old.node].isDir() {
 		return b.setDir(old.node, e)
+	}
+	if found && e.Type == estargz.TypeDir && b.nodes[old.node].isWhiteout() {
+		return errors.New("a directory takes the place of a whiteout")
 	}
 	if found && b.nodes[old.node].isDir() && b.nodes[old.node].Count > 0 {
 		return fmt.Errorf("a %s takes the place of a directory with files in it", e.Type)
@@ -162,8 +172,11 @@ func (b *builder) addFile(dir Node, base string, e *estargz.Entry) error {
 // linkTarget finds the file that a hard link shares, which is there already:
 // an unpacker needs it too.
 func (b *builder) linkTarget(e *estargz.Entry) (Node, error) {
-	n := Root
-	for base := range strings.SplitSeq(estargz.CleanName(e.LinkName), "/") {
+	n, target := Root, estargz.CleanName(e.LinkName)
+	if target == e.Name {
+		return 0, errors.New("a hard link to itself")
+	}
+	for base := range strings.SplitSeq(target, "/") {
 		next, found := b.find(n, base)
 		if !found || b.nodes[next.node].isWhiteout() {
 			return 0, fmt.Errorf("a hard link to %q, which is not in the layer before it", e.LinkName)
@@ -194,7 +207,7 @@ func (b *builder) dir(path string) (Node, error) {
 			n = next.node
 			continue
 		}
-		if found && !b.nodes[next.node].isWhiteout() {
+		if found {
 			return 0, fmt.Errorf("it lies under %q, which is no directory", base)
 		}
 		b.nodes = append(b.nodes, node{Mode: impliedMode, Links: 2})

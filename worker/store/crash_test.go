@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -142,8 +143,8 @@ func TestDemoteInterrupted(t *testing.T) {
 		require.NoError(t, createPresence(name, 130, "first"))
 		p, err := openPresence(name, 130, "first")
 		require.NoError(t, err)
-		require.NoError(t, p.mark(0))
-		require.NoError(t, p.mark(129))
+		require.NoError(t, p.mark(0, func() {}))
+		require.NoError(t, p.mark(129, func() {}))
 		require.NoError(t, p.file.Close())
 		before, err := os.ReadFile(name)
 		require.NoError(t, err)
@@ -163,7 +164,7 @@ func TestDemoteInterrupted(t *testing.T) {
 			require.Equal(t, c == 0 || c == 129, p.claimed(c), "step %d, chunk %d", step, c)
 		}
 		require.NoError(t, p.disclaim(0))
-		require.NoError(t, p.mark(129))
+		require.NoError(t, p.mark(129, func() {}))
 		require.NoError(t, p.file.Close())
 		p, err = openPresence(name, 130, "second")
 		require.NoError(t, err)
@@ -327,4 +328,23 @@ func TestDiskFull(t *testing.T) {
 	require.True(t, got == text(99, 6<<20))
 	right(t, l)
 	addedTo(t, s, other)
+}
+
+// TestMarkedTwice marks chunks several times at once, as the layers that have a
+// chunk in common may. Each counts once.
+func TestMarkedTwice(t *testing.T) {
+	b := blobOf(t, estargz.Options{}, numbered(100, 10)...)
+	l := addedTo(t, openStore(t), b)
+	var markers sync.WaitGroup
+	for range 8 {
+		markers.Go(func() {
+			for c := range l.index.Chunks {
+				require.NoError(t, l.mark(c))
+			}
+		})
+	}
+	markers.Wait()
+	require.Equal(t, 100, l.Stats().Present)
+	require.Equal(t, l.size, l.Stats().Here)
+	require.True(t, l.Complete())
 }

@@ -49,18 +49,22 @@ func oddTars() map[string][]tarEntry {
 		"link chain":         {file("a", "1"), link("b", "a"), link("c", "b"), symlink("a", "c"), file("b", "2")},
 		"link back":          {file("a", "1"), link("b", "a"), file("a", "2"), link("a", "b")},
 		"opaque again":       {dir("d/"), file("d/.wh..wh..opq", ""), file("d/.wh..wh..opq", ""), file("d/a", "1")},
-		"whiteouts again":    {file(".wh.a", ""), file(".wh.a", ""), dir("a/"), file("a/b", "1"), file("a/.wh.b", "")},
+		"whiteouts again":    {file(".wh.a", ""), file(".wh.a", ""), dir("b/"), file("b/.wh.a", ""), file("b/a", "1"), dir("b/")},
 		"landmarks again":    {file("a", "1"), file(".prefetch.landmark", "\x0f"), file("a", "2"), file(".prefetch.landmark", "\x0f"), file("b", "3")},
 		"xattrs replaced":    {file("a", "1").with(xattr("user.x", "1")), file("a", "2"), file("b", "3").with(xattr("user.y", "2"))},
 		"twins replaced":     {file("a", text(1, 3000)), file("b", text(1, 3000)), symlink("a", "b"), file("c", text(1, 3000))},
 		"dots":               {file("./a//b", "1"), file("a/./b", "2"), file("/a/b", "3"), file("x/../y", "4")},
 	}
+	gone := map[string]bool{"whiteout": true, "white": true}
 	for before, first := range oddKinds("x") {
 		for after, second := range oddKinds("x") {
+			if gone[before] && after == "dir" || !gone[before] && after == "whiteout" {
+				continue // refused
+			}
 			head := append([]tarEntry{file("first", text(1, 100)), file("second", text(2, 100))}, first...)
 			tail := append(append([]tarEntry{}, second...), file("y", "behind"), symlink("z", "y"))
 			tars[before+" "+after] = append(append([]tarEntry{}, head...), tail...)
-			if before != "dir" && before != "whiteout" && before != "white" {
+			if before != "dir" && !gone[before] {
 				tars[before+" linked "+after] = append(append(append([]tarEntry{}, head...), link("l", "x")), tail...)
 			}
 		}
@@ -75,6 +79,8 @@ func plainBlob(t testing.TB, chunkSize int, entries []tarEntry) *testBlob {
 	t.Helper()
 	var payload bytes.Buffer
 	var toc []estargz.Entry
+	z, err := gzip.NewWriterLevel(&payload, gzip.BestSpeed)
+	require.NoError(t, err)
 	for _, e := range entries {
 		toc = append(toc, tocEntry(&e.Header))
 		for at := 0; at < len(e.contents); at += chunkSize {
@@ -85,7 +91,7 @@ func plainBlob(t testing.TB, chunkSize int, entries []tarEntry) *testBlob {
 			c := &toc[len(toc)-1]
 			c.Offset, c.ChunkOffset, c.ChunkSize = int64(payload.Len()), int64(at), int64(len(chunk))
 			c.ChunkDigest = digest.FromString(chunk)
-			z := gzip.NewWriter(&payload)
+			z.Reset(&payload)
 			_, err := io.WriteString(z, chunk)
 			require.NoError(t, errors.Join(err, z.Close()))
 		}

@@ -94,26 +94,41 @@ func (s *presence) has(c uint32) bool { return s.verified[c/64].Load()>>(c%64)&1
 // claimed says whether a chunk was here in an earlier boot.
 func (s *presence) claimed(c uint32) bool { return s.claims[c/64].Load()>>(c%64)&1 != 0 }
 
-// mark records that a chunk is here and verified.
-func (s *presence) mark(c uint32) error {
-	return s.write(s.verified, c/64, len(s.claims), func(word uint64) uint64 { return word | 1<<(c%64) })
+// mark records that a chunk is here and verified. If that is new, count is called
+// once, before anybody can see it.
+func (s *presence) mark(c uint32, count func()) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.has(c) {
+		return nil
+	}
+	word := s.verified[c/64].Load() | 1<<(c%64)
+	if err := s.write(len(s.claims)+int(c/64), word); err != nil {
+		return err
+	}
+	count()
+	s.verified[c/64].Store(word)
+	return nil
 }
 
 // disclaim takes back that a chunk was here.
 func (s *presence) disclaim(c uint32) error {
-	return s.write(s.claims, c/64, 0, func(word uint64) uint64 { return word &^ (1 << (c % 64)) })
-}
-
-// write changes a word, in the file first.
-func (s *presence) write(words []atomic.Uint64, i uint32, before int, change func(uint64) uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	word := change(words[i].Load())
+	word := s.claims[c/64].Load() &^ (1 << (c % 64))
+	if err := s.write(int(c/64), word); err != nil {
+		return err
+	}
+	s.claims[c/64].Store(word)
+	return nil
+}
+
+// write writes the i-th word of claims and marks to the file.
+func (s *presence) write(i int, word uint64) error {
 	var p [8]byte
 	binary.LittleEndian.PutUint64(p[:], word)
-	if _, err := s.file.WriteAt(p[:], presenceHead+8*int64(before+int(i))); err != nil {
+	if _, err := s.file.WriteAt(p[:], presenceHead+8*int64(i)); err != nil {
 		return fmt.Errorf("present: %w", err)
 	}
-	words[i].Store(word)
 	return nil
 }

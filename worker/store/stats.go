@@ -59,12 +59,10 @@ func (l *Layer) weight(c uint32) int64 {
 
 // mark records that a chunk is here and verified.
 func (l *Layer) mark(c uint32) error {
-	if err := l.present.mark(c); err != nil {
-		return err
-	}
-	l.chunks.Add(1)
-	l.here.Add(l.weight(c))
-	return nil
+	return l.present.mark(c, func() {
+		l.chunks.Add(1)
+		l.here.Add(l.weight(c))
+	})
 }
 
 // Complete tells whether all chunks are here.
