@@ -1,100 +1,200 @@
 package worker
 
 import (
+	"cmp"
 	"context"
+	"maps"
 	"slices"
+	"strings"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/client"
+	"github.com/opencontainers/go-digest"
 )
 
-// What is here of a lazy layer BuildKit does not count: for it the record has
-// no snapshot, only a blob, and that is not here.
+// BuildKit counts a blob once for each record that has it. It does not count what
+// is here of a lazy layer, for which the record has neither a snapshot nor a blob
+// that is here, nor the blobs that ours refer to. A ledger counts everything once,
+// for disk usage, for pruning and for the policy alike.
 
-// DiskUsage counts lazy layers with the bytes that are here.
+// DiskUsage says what records occupy. What several share is counted with the
+// oldest of them.
 func (d *decorated) DiskUsage(ctx context.Context, info client.DiskUsageInfo) ([]*client.UsageInfo, error) {
-	records, err := d.Worker.DiskUsage(ctx, info)
-	if err != nil || d.opt.layers == nil {
-		return records, err
+	all, ledger, err := d.usage(ctx)
+	if err != nil {
+		return nil, err
 	}
-	for _, record := range records {
-		n, err := d.lazySize(ctx, record.ID)
-		if err != nil {
+	records := all
+	if len(info.Filter) > 0 || info.AgeLimit > 0 {
+		if records, err = d.Worker.DiskUsage(ctx, info); err != nil {
 			return nil, err
 		}
-		record.Size += n
+	}
+	sizes := sizes(all, ledger)
+	for _, record := range records {
+		if n, ok := sizes[record.ID]; ok {
+			record.Size = n
+		}
 	}
 	return records, nil
 }
 
-// lazySize is zero for records that are not lazy.
-func (d *decorated) lazySize(ctx context.Context, id string) (int64, error) {
-	item, ok := d.MetadataStore.Get(id)
-	if !ok {
-		return 0, nil
+// sizes are those of the records as they would be freed from the newest to the
+// oldest, which leaves the ledger empty.
+func sizes(records []*client.UsageInfo, ledger *ledger) map[string]int64 {
+	newest := slices.SortedFunc(slices.Values(records), func(a, b *client.UsageInfo) int {
+		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(b.ID, a.ID))
+	})
+	sizes := make(map[string]int64, len(records))
+	for _, record := range newest {
+		sizes[record.ID] = ledger.free(record.ID)
 	}
-	var blobOnly bool
-	var snapshot string
-	for key, to := range map[string]any{"cache.blobonly": &blobOnly, "cache.snapshot": &snapshot} {
-		value := item.Get(key)
-		if value == nil {
-			return 0, nil
-		}
-		if err := value.Unmarshal(to); err != nil {
-			return 0, err
-		}
-	}
-	if !blobOnly {
-		return 0, nil
-	}
-	if _, err := d.WorkerOpt.Snapshotter.Stat(ctx, snapshot); err != nil {
-		return 0, nil //nolint:nilerr // not mounted, so nothing of it is here
-	}
-	usage, err := d.WorkerOpt.Snapshotter.Usage(ctx, snapshot)
-	return usage.Size, err
+	return sizes
 }
 
-// Prune takes what lazy layers occupy from the limits that the others may.
-func (d *decorated) Prune(ctx context.Context, ch chan client.UsageInfo, rules ...client.PruneInfo) error {
-	if d.opt.layers == nil {
-		return d.Worker.Prune(ctx, ch, rules...)
+// A ledger knows what records hold, and how large that is.
+type ledger struct {
+	held    map[string]map[string]int64 // sizes of things, by record and name
+	holders map[string]int              // by name
+}
+
+func newLedger() *ledger {
+	return &ledger{held: map[string]map[string]int64{}, holders: map[string]int{}}
+}
+
+// hold notes that a record has a thing.
+func (l *ledger) hold(record, thing string, size int64) {
+	if l.held[record] == nil {
+		l.held[record] = map[string]int64{}
 	}
-	n, err := d.lazyTotal(ctx)
+	if _, ok := l.held[record][thing]; !ok {
+		l.holders[thing]++
+	}
+	l.held[record][thing] = size
+}
+
+func (l *ledger) clone() *ledger {
+	return &ledger{held: maps.Clone(l.held), holders: maps.Clone(l.holders)}
+}
+
+// free removes a record and returns the size of what nobody else holds.
+func (l *ledger) free(record string) (freed int64) {
+	for thing, size := range l.held[record] {
+		if l.holders[thing]--; l.holders[thing] == 0 {
+			freed += size
+		}
+	}
+	delete(l.held, record)
+	return freed
+}
+
+// usage returns all records as BuildKit has them, and the ledger of them.
+func (d *decorated) usage(ctx context.Context) ([]*client.UsageInfo, *ledger, error) {
+	records, err := d.Worker.DiskUsage(ctx, client.DiskUsageInfo{})
+	if err != nil {
+		return nil, nil, err
+	}
+	l := newLedger()
+	for _, record := range records {
+		if err := d.enter(ctx, l, record); err != nil {
+			return nil, nil, err
+		}
+	}
+	return records, l, nil
+}
+
+// enter enters what a record holds.
+func (d *decorated) enter(ctx context.Context, l *ledger, record *client.UsageInfo) error {
+	r, err := d.recordOf(record.ID)
 	if err != nil {
 		return err
 	}
-	return d.Worker.Prune(ctx, ch, reduced(rules, n)...)
-}
-
-// reduced returns rules with limits that are lower by n. Those of the caller are
-// the policy itself, which stays as it is.
-func reduced(rules []client.PruneInfo, n int64) []client.PruneInfo {
-	rules = slices.Clone(rules)
-	for i := range rules {
-		rules[i].MaxUsedSpace = without(rules[i].MaxUsedSpace, n)
-		rules[i].ReservedSpace = without(rules[i].ReservedSpace, n)
+	known := int64(0)
+	if err := d.enterBlobs(ctx, l, record.ID, r.blob, &known); err != nil {
+		return err
 	}
-	return rules
-}
-
-func (d *decorated) lazyTotal(ctx context.Context) (total int64, err error) {
-	records, err := d.Worker.DiskUsage(ctx, client.DiskUsageInfo{})
-	if err != nil {
-		return 0, err
-	}
-	for _, record := range records {
-		n, err := d.lazySize(ctx, record.ID)
-		if err != nil {
-			return 0, err
+	info, err := d.WorkerOpt.Snapshotter.Stat(ctx, r.snapshot)
+	switch {
+	case err != nil && !errdefs.IsNotFound(err):
+		return err
+	case err == nil && info.Kind == snapshots.KindCommitted:
+		usage, err := d.WorkerOpt.Snapshotter.Usage(ctx, r.snapshot)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return err
 		}
-		total += n
+		l.hold(record.ID, d.nameOf(info), usage.Size)
+	case !r.blobOnly:
+		// BuildKit has walked a snapshot that is not committed.
+		l.hold(record.ID, "record "+record.ID, max(0, record.Size-known))
 	}
-	return total, nil
+	return nil
 }
 
-// without leaves a limit a limit: zero means none.
-func without(limit, n int64) int64 {
-	if limit == 0 {
-		return 0
+// nameOf returns the same name for all snapshots that show one lazy layer.
+func (d *decorated) nameOf(info snapshots.Info) string {
+	if _, ok := info.Labels[remoteLabel]; ok && d.opt.layers != nil {
+		if id, err := d.opt.layers.ID(info.Labels); err == nil {
+			return "layer " + id
+		}
 	}
-	return max(limit-n, 1)
+	return "snapshot " + info.Name
+}
+
+const (
+	blobReference    = "containerd.io/gc.ref.content"
+	variantReference = blobReference + ".blob-" // BuildKit's
+)
+
+// enterBlobs enters a blob and those that it refers to: the same layer in other
+// compressions, and in other orders. To known it adds what BuildKit counts.
+func (d *decorated) enterBlobs(ctx context.Context, l *ledger, record string, blob digest.Digest, known *int64) error {
+	if blob == "" {
+		return nil
+	}
+	counted := map[digest.Digest]bool{blob: true}
+	for todo := []digest.Digest{blob}; len(todo) > 0; todo = todo[1:] {
+		info, err := d.ContentStore().Info(ctx, todo[0])
+		if errdefs.IsNotFound(err) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		l.hold(record, "blob "+info.Digest.String(), info.Size)
+		byBuildKit := counted[info.Digest]
+		if byBuildKit {
+			*known += info.Size
+		}
+		for label, value := range info.Labels {
+			another := digest.Digest(value)
+			if _, ok := counted[another]; ok || !strings.HasPrefix(label, blobReference) || another.Validate() != nil {
+				continue
+			}
+			counted[another] = byBuildKit && strings.HasPrefix(label, variantReference)
+			todo = append(todo, another)
+		}
+	}
+	return nil
+}
+
+// A cacheRecord is what BuildKit keeps of a record.
+type cacheRecord struct {
+	snapshot string
+	blob     digest.Digest
+	blobOnly bool
+}
+
+func (d *decorated) recordOf(id string) (r cacheRecord, err error) {
+	item, ok := d.MetadataStore.Get(id)
+	if !ok {
+		return r, nil
+	}
+	for key, to := range map[string]any{"cache.snapshot": &r.snapshot, "cache.blob": &r.blob, "cache.blobonly": &r.blobOnly} {
+		if value := item.Get(key); value != nil {
+			if err := value.Unmarshal(to); err != nil {
+				return r, err
+			}
+		}
+	}
+	return r, nil
 }

@@ -9,6 +9,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -70,7 +71,8 @@ type Options struct {
 // worker: only what BuildKit asks of its worker.Controller reaches decorated.
 type decorated struct {
 	*base.Worker
-	opt Options
+	opt     Options
+	pruning sync.Mutex // held while records are chosen and deleted
 }
 
 var _ bkworker.Worker = (*decorated)(nil)
