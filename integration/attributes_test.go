@@ -54,8 +54,6 @@ func TestBadAttributes(t *testing.T) {
 	}
 	good := profiled(repository(t))
 	ask.buildx("estargz-chunk-size=many", "--output", good, "--output", "type=oci,dest="+tempDir(t)+"/oci.tar,compression=estargz,estargz-chunk-size=many")
-	ask.buildx("exporters that ask for different profiles", "--output", good, "--output", profiled(repository(t), "estargz-profile=run"))
-	ask.buildctl("exporters that ask for different profiles", "--output", good, "--output", profiled(repository(t), "estargz-profile-idle=1s"))
 	ask.buildx("type=local writes no layers", "--output", "type=local,estargz-profile=run,dest="+tempDir(t))
 	ask.buildx("give it to -o", "--output", good, "--cache-to", maxCache(repository(t))+",estargz-profile=run")
 	ask.buildctl("give it to -o", "--output", good, "--export-cache", maxCache(repository(t))+",estargz-reorder=all")
