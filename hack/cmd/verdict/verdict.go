@@ -19,6 +19,7 @@ var allowed = []string{
 	"no huge pages of files here",
 	"no user namespaces",
 	"running in a user namespace",
+	"running rootless",
 	// A child process of another test.
 	"is run by Test",
 	// With -short. hack/test runs the packages that have such tests without.
