@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -24,6 +25,7 @@ type daemon struct {
 	dir    string
 	env    []string
 	flags  []string
+	logins string // where clients find passwords; empty for all that there are
 }
 
 // startDaemon starts the binary for as long as the test.
@@ -68,6 +70,9 @@ func (d *daemon) command(ctx context.Context, name string, args ...string) *exec
 		"BUILDX_BUILDER=test",
 		"BUILDKIT_HOST="+d.address(),
 		"BUILDX_NO_DEFAULT_ATTESTATIONS=1")
+	if logins := cmp.Or(d.logins, shared.logins()); filepath.IsAbs(logins) {
+		cmd.Env = append(cmd.Env, "DOCKER_CONFIG="+logins)
+	}
 	return cmd
 }
 

@@ -1,38 +1,222 @@
 package integration
 
 import (
+	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
 )
 
-// A gate stands before the shared registry and does to the requests for parts of
-// blobs what the test wants. Whole blobs, such as an image's configuration, are
-// BuildKit's own affair.
+// A gate stands before the shared registry. It lets in who has a user's password
+// or, unless it is basic, one of the tokens that it gives for that and soon
+// forgets. To the requests for parts of blobs it does not say that this is why it
+// refuses them, does what the test wants, and counts them. Whole blobs, such as an
+// image's configuration, are BuildKit's own affair.
 type gate struct {
-	address string
-	fault   atomic.Pointer[http.Handler] // nil lets everything through
-	forward http.Handler
+	address  string
+	users    map[string]string // and their passwords
+	open     bool              // to everybody
+	basic    bool
+	lasts    time.Duration                // of a token, and of a redirect to storage
+	redirect bool                         // who asks for parts of blobs
+	fault    atomic.Pointer[http.Handler] // nil lets everything through
+	forward  http.Handler
+
+	mu     sync.Mutex
+	tokens map[string]time.Time // until when they are good
+	places map[string]place
+	blobs  map[digest.Digest]*fetches
+
+	refused, gone atomic.Int64 // requests with an expired token, or place
 }
 
+// A place in the storage has a blob for a while.
+type place struct {
+	path  string // of the registry
+	until time.Time
+}
+
+// fetches are what was asked for of a blob.
+type fetches struct{ parts, whole, bytes atomic.Int64 }
+
+// newGate starts a gate that wants tokens. The clients of all daemons know the
+// password.
 func newGate(t *testing.T) *gate {
 	t.Helper()
-	g := &gate{forward: httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: registry(t)})}
+	g := &gate{
+		users: map[string]string{"builder": "secret"}, lasts: 2 * time.Second,
+		forward: httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: registry(t)}),
+		tokens:  map[string]time.Time{}, places: map[string]place{}, blobs: map[digest.Digest]*fetches{},
+	}
 	srv := httptest.NewServer(g)
 	t.Cleanup(srv.Close)
 	g.address = srv.Listener.Addr().String()
+	logIn(t, shared.logins(), g.address, "builder", "secret")
 	return g
 }
 
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if fault := g.fault.Load(); fault != nil && r.Header.Get("Range") != "" {
+	switch {
+	case r.URL.Path == "/token":
+		g.issue(w, r)
+		return
+	case strings.HasPrefix(r.URL.Path, "/storage/"):
+		if !g.finds(r) {
+			http.Error(w, "expired", http.StatusForbidden)
+			return
+		}
+	case !g.permits(r):
+		g.challenge(w, r)
+		return
+	case g.redirect && isPart(r):
+		g.send(w, r)
+		return
+	}
+	r.Header.Del("Authorization")
+	w = &countingWriter{w, g.count(r)}
+	if fault := g.fault.Load(); fault != nil && isPart(r) {
 		(*fault).ServeHTTP(w, r)
 		return
 	}
 	g.forward.ServeHTTP(w, r)
+}
+
+// isPart says whether a request is for a part of a blob.
+func isPart(r *http.Request) bool {
+	part := r.Header.Get("Range")
+	return part != "" && part != "bytes=0-"
+}
+
+func (g *gate) challenge(w http.ResponseWriter, r *http.Request) {
+	challenge := `Basic realm="registry"`
+	if !g.basic {
+		challenge = fmt.Sprintf(`Bearer realm="http://%s/token",service="registry",scope="repository:any:pull"`, g.address)
+		if r.Header.Get("Authorization") != "" && !isPart(r) {
+			challenge += `,error="invalid_token"`
+		}
+	}
+	w.Header().Set("WWW-Authenticate", challenge)
+	http.Error(w, "no entry", http.StatusUnauthorized)
+}
+
+// issue says that a token is good for longer than it is.
+func (g *gate) issue(w http.ResponseWriter, r *http.Request) {
+	user, password, ok := r.BasicAuth()
+	if !ok {
+		user, password = r.FormValue("username"), r.FormValue("password")
+	}
+	if !g.knows(user, password) {
+		http.Error(w, "who are you", http.StatusUnauthorized)
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	token := fmt.Sprint("token-", len(g.tokens))
+	g.tokens[token] = time.Now().Add(g.lasts)
+	_ = json.NewEncoder(w).Encode(map[string]any{"token": token, "access_token": token, "expires_in": 3600})
+}
+
+func (g *gate) knows(user, password string) bool { return user != "" && g.users[user] == password }
+
+func (g *gate) permits(r *http.Request) bool {
+	if g.open {
+		return true
+	}
+	if g.basic {
+		user, password, _ := r.BasicAuth()
+		return g.knows(user, password)
+	}
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		return false
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if time.Now().Before(g.tokens[token]) {
+		return true
+	}
+	g.refused.Add(1)
+	return false
+}
+
+func (g *gate) send(w http.ResponseWriter, r *http.Request) {
+	g.mu.Lock()
+	name := fmt.Sprint("/storage/", len(g.places))
+	g.places[name] = place{r.URL.Path, time.Now().Add(g.lasts)}
+	g.mu.Unlock()
+	http.Redirect(w, r, "http://"+g.address+name, http.StatusTemporaryRedirect)
+}
+
+// finds puts the path of a place into a request for it.
+func (g *gate) finds(r *http.Request) bool {
+	g.mu.Lock()
+	p := g.places[r.URL.Path]
+	g.mu.Unlock()
+	if time.Now().After(p.until) {
+		g.gone.Add(1)
+		return false
+	}
+	r.URL.Path = p.path
+	return true
+}
+
+// count notes a request, and returns where to count what is sent for it.
+func (g *gate) count(r *http.Request) *atomic.Int64 {
+	_, name, ok := strings.Cut(r.URL.Path, "/blobs/")
+	if !ok || r.Method != http.MethodGet {
+		return new(atomic.Int64)
+	}
+	f := g.fetched(digest.Digest(name))
+	if isPart(r) {
+		f.parts.Add(1)
+	} else {
+		f.whole.Add(1)
+	}
+	return &f.bytes
+}
+
+func (g *gate) fetched(blob digest.Digest) *fetches {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	f := g.blobs[blob]
+	if f == nil {
+		f = &fetches{}
+		g.blobs[blob] = f
+	}
+	return f
+}
+
+// bytes are those that were sent of all blobs.
+func (g *gate) bytes() (sum int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, f := range g.blobs {
+		sum += f.bytes.Load()
+	}
+	return sum
+}
+
+// requireLazy requires the layers of an image to have been read in parts, and
+// not otherwise.
+func (g *gate) requireLazy(t *testing.T, name string) {
+	t.Helper()
+	parts := int64(0)
+	for i, layer := range onlyImage(t, registry(t)+"/"+name).Manifest.Layers {
+		f := g.fetched(layer.Digest)
+		require.Zero(t, f.whole.Load(), "layer %d was pulled whole", i)
+		parts += f.parts.Load()
+	}
+	require.NotZero(t, parts, "nobody has asked for any layer")
 }
 
 // do lets a function answer those requests from now on; nil lets them
@@ -46,11 +230,16 @@ func (g *gate) do(f func(http.ResponseWriter, *http.Request)) {
 	g.fault.Store(&h)
 }
 
-// everyOther lets a function answer every other of them.
+// everyOther lets a function answer every other of those for the same blob.
 func (g *gate) everyOther(f func(http.ResponseWriter, *http.Request)) {
-	var n atomic.Int64
+	var mu sync.Mutex
+	seen := map[string]int{}
 	g.do(func(w http.ResponseWriter, r *http.Request) {
-		if n.Add(1)%2 == 1 {
+		mu.Lock()
+		seen[r.URL.Path]++
+		n := seen[r.URL.Path]
+		mu.Unlock()
+		if n%2 == 1 {
 			f(w, r)
 			return
 		}
@@ -66,7 +255,7 @@ func (g *gate) reset(w http.ResponseWriter, r *http.Request) {
 // stall keeps the connection open after some of the answer.
 func (g *gate) stall(w http.ResponseWriter, r *http.Request) {
 	g.forward.ServeHTTP(&limitedWriter{ResponseWriter: w, left: 1000, end: func() {
-		w.(http.Flusher).Flush()
+		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 		panic(http.ErrAbortHandler)
 	}}, r)

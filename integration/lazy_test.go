@@ -67,20 +67,24 @@ func sum(t *testing.T, p *progress) string {
 // unpacked.
 func TestLazySameFiles(t *testing.T) {
 	needs(t)
-	image := repository(t) + ":latest"
-	startDaemon(t, ours).build(t, hardImage(t), "--output", estargz(image))
-	dir := upon(t, image, "hardfiles manifest /hard /bin")
+	name := repositoryName(t) + ":latest"
+	startDaemon(t, ours).build(t, hardImage(t), "--output", estargz(registry(t)+"/"+name))
+	dir := upon(t, registry(t)+"/"+name, "hardfiles manifest /hard /bin")
 	truth := startDaemon(t, ours).build(t, dir).logs.String()
 	requireHard(t, truth)
 	// containerd's unpacking takes 1970 for all that is older.
 	const old = "time-before-1970"
+	g := newGate(t)
+	dir = upon(t, g.address+"/"+name, "hardfiles manifest /hard /bin")
 	requireSame(t, without(truth, old), without(startLazy(t, "").build(t, dir).logs.String(), old))
+	g.requireLazy(t, name)
 }
 
 // Whoever wrote the layers, they are mounted, and the files are the same.
 func TestLazyOfOthers(t *testing.T) {
 	needs(t)
-	base, dir := repository(t), hardImage(t)
+	name, dir := repositoryName(t), hardImage(t)
+	base := registry(t) + "/" + name
 	plain := startDaemon(t, stock)
 	gzip := base + ":gzip"
 	plain.build(t, dir, "--output", "type=image,push=true,oci-mediatypes=true,name="+gzip)
@@ -99,14 +103,18 @@ func TestLazyOfOthers(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			image := base + ":" + path.Base(repositoryName(t))
+			tag := ":" + path.Base(repositoryName(t))
+			image := base + tag
 			c.write(image)
 			// The truth is what the same image shows when it is unpacked.
 			command := upon(t, image, "hardfiles manifest /hard /bin")
 			truth := startDaemon(t, ours).build(t, command).logs.String()
 			requireHard(t, truth)
+			g := newGate(t)
+			command = upon(t, g.address+"/"+name+tag, "hardfiles manifest /hard /bin")
 			lazy := startLazy(t, "").build(t, command).logs.String()
 			require.NotContains(t, lazy, "is not lazy")
+			g.requireLazy(t, name+tag)
 			const old = "time-before-1970" // 1970 for containerd's unpacking
 			requireSame(t, without(truth, old), without(lazy, old))
 		})
@@ -143,6 +151,7 @@ func TestLazyRestart(t *testing.T) {
 		require.Equal(t, want, sum(t, d.build(t, another())))
 		g.do(nil)
 	}
+	g.requireLazy(t, name)
 }
 
 func requireRunCached(t *testing.T, p *progress) {
@@ -159,7 +168,8 @@ func TestLazyKilled(t *testing.T) {
 	const rounds = 50
 	name := pushLazy(t)
 	want := sums(t, registry(t)+"/"+name)
-	base := registry(t) + "/" + name
+	g := newGate(t)
+	base := g.address + "/" + name
 	d := startLazy(t, "")
 	start := time.Now()
 	require.Equal(t, want, sum(t, d.build(t, upon(t, base, sumAll+" # 0"))))
@@ -181,6 +191,7 @@ func TestLazyKilled(t *testing.T) {
 		requireNoDeadMounts(t, d)
 	}
 	require.NotZero(t, interrupted, "every build had ended before the kill")
+	g.requireLazy(t, name)
 	d.buildctl(t, "prune", "--all")
 	requirePruned(t, d)
 }
@@ -204,14 +215,11 @@ func requireNoDeadMounts(t *testing.T, d *daemon) {
 func requirePruned(t *testing.T, d *daemon) {
 	t.Helper()
 	require.Empty(t, mountsBelow(t, []string{d.dir}))
-	for _, dir := range []string{"snapshotter/snapshots", "layers"} {
-		left, err := filepath.Glob(filepath.Join(d.dir, "root", "runc-stargz", "snapshots", dir, "*:*"))
+	for _, dir := range []string{"snapshotter/snapshots", "layers/layers", "layers/tmp"} {
+		left, err := os.ReadDir(filepath.Join(d.dir, "root", "runc-stargz", "snapshots", dir))
 		require.NoError(t, err)
-		require.Empty(t, left)
+		require.Empty(t, left, dir)
 	}
-	snapshots, err := os.ReadDir(filepath.Join(d.dir, "root", "runc-stargz", "snapshots", "snapshotter", "snapshots"))
-	require.NoError(t, err)
-	require.Empty(t, snapshots)
 }
 
 // No fault that passes harms a build, and no wrong byte is ever read.
@@ -236,6 +244,7 @@ func TestLazyFaults(t *testing.T) {
 			g.everyOther(c.fault)
 			defer g.do(nil)
 			require.Equal(t, want, sum(t, d.build(t, upon(t, g.address+"/"+name, sumAll))))
+			g.requireLazy(t, name)
 		})
 	}
 	t.Run("gone for a while", func(t *testing.T) {
@@ -265,6 +274,17 @@ func TestLazyFaults(t *testing.T) {
 		defer g.do(nil)
 		_, err := d.tryBuild(t, upon(t, g.address+"/"+name, "cat /two >/dev/null"))
 		require.ErrorContains(t, err, "403")
+		// Who has shown that he may read is told what his process could not.
+		g.do(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Range") == "bytes=0-0" {
+				g.forward.ServeHTTP(w, r)
+				return
+			}
+			g.status(http.StatusForbidden)(w, r)
+		})
+		_, err = d.tryBuild(t, upon(t, g.address+"/"+name, "cat /two >/dev/null"))
+		require.ErrorContains(t, err, "sha256:")
+		require.ErrorContains(t, err, g.address+": 403")
 		// The daemon's own reads tell as much.
 		copies := writeFiles(t, map[string]string{"Dockerfile": "FROM scratch\nCOPY --from=" + g.address + "/" + name + " /one /\n"})
 		_, err = d.tryBuild(t, copies)
@@ -277,11 +297,11 @@ func TestLazyManyBuilds(t *testing.T) {
 	needs(t)
 	name := pushLazy(t)
 	want := sums(t, registry(t)+"/"+name)
-	p := countingProxy(t)
+	g := newGate(t)
 	d := startLazy(t, "")
 	var wg sync.WaitGroup
 	for i := range 64 {
-		dir := upon(t, p.address+"/"+name, sumAll+fmt.Sprint(" # ", i))
+		dir := upon(t, g.address+"/"+name, sumAll+fmt.Sprint(" # ", i))
 		wg.Go(func() {
 			built, err := d.tryBuild(t, dir)
 			if err != nil {
@@ -292,15 +312,16 @@ func TestLazyManyBuilds(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	require.Less(t, p.bytes.Load(), int64(30_000_000), "bytes fetched of an image of about 26 MB")
+	require.Less(t, g.bytes(), int64(30_000_000), "bytes fetched of an image of about 26 MB")
+	g.requireLazy(t, name)
 }
 
 // A layer that cannot be lazy is pulled, and the progress says so.
 func TestNotLazy(t *testing.T) {
 	needs(t)
-	image := repository(t) + ":gzip"
-	startDaemon(t, ours).build(t, helloImage(t), "--output", "type=image,push=true,name="+image)
-	p := startLazy(t, "").build(t, upon(t, image, "cat /hello"))
+	name, g := repositoryName(t)+":gzip", newGate(t)
+	startDaemon(t, ours).build(t, helloImage(t), "--output", "type=image,push=true,name="+registry(t)+"/"+name)
+	p := startLazy(t, "").build(t, upon(t, g.address+"/"+name, "cat /hello"))
 	require.Contains(t, p.logs.String(), "is not lazy")
 	require.Contains(t, p.logs.String(), "hello")
 }
@@ -309,8 +330,8 @@ func TestNotLazy(t *testing.T) {
 func TestLazyIsSeen(t *testing.T) {
 	needs(t)
 	name := pushLazy(t)
-	d := startLazy(t, onDemand)
-	base := registry(t) + "/" + name
+	d, g := startLazy(t, onDemand), newGate(t)
+	base := g.address + "/" + name
 	out, err := d.command(t.Context(), "buildx", "build", "--progress=plain", upon(t, base, "cat /one | wc -c")).CombinedOutput()
 	require.NoError(t, err)
 	require.Regexp(t, `(?m)^#\d+ lazy sha256:[0-9a-f]{64} [\d.]+MB / [\d.]+MB`, string(out))

@@ -66,6 +66,9 @@ func (f *fixtures) start() (err error) {
 // listening is logged when connections are accepted.
 var listening = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
 
+// logins is where the clients of all daemons find their passwords.
+func (f *fixtures) logins() string { return filepath.Join(f.dir, "docker") }
+
 func (f *fixtures) end() error {
 	if f.registry == nil {
 		return nil

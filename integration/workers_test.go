@@ -12,9 +12,8 @@ import (
 // writes eStargz.
 func TestWorkers(t *testing.T) {
 	needs(t)
-	base := repository(t) + ":base"
-	startDaemon(t, ours).build(t, helloImage(t), "--output", estargz(base))
-	dir := writeFiles(t, map[string]string{"Dockerfile": "FROM " + base + "\nRUN cat /hello /hello >/twice && rm /random\n"})
+	name := repositoryName(t) + ":base"
+	startDaemon(t, ours).build(t, helloImage(t), "--output", estargz(registry(t)+"/"+name))
 
 	for _, w := range []struct {
 		name  string
@@ -32,8 +31,13 @@ func TestWorkers(t *testing.T) {
 		}},
 	} {
 		t.Run(w.name, func(t *testing.T) {
-			image := repository(t) + ":latest"
+			image, g := repository(t)+":latest", newGate(t)
+			g.open = w.name == "proxy" // the stock snapshotter has no sessions
+			dir := writeFiles(t, map[string]string{"Dockerfile": "FROM " + g.address + "/" + name + "\nRUN cat /hello /hello >/twice && rm /random\n"})
 			startDaemon(t, ours, w.flags(t)...).build(t, dir, "--output", estargz(image))
+			if w.name == "stargz" || w.name == "proxy" {
+				g.requireLazy(t, name)
+			}
 			require.Len(t, requireEStargz(t, image), 5)
 			require.Equal(t, "hello\nhello\n", startContainerd(t).runPlain(t, image, "cat", "/twice"))
 		})
@@ -49,11 +53,12 @@ func TestLazyBase(t *testing.T) {
 	d.build(t, writeFiles(t, map[string]string{"Dockerfile": "FROM " + busybox(t) + "\nRUN hardfiles random /large 33554432 1\n"}),
 		"--output", estargz(registry(t)+"/"+name+":base"))
 
-	p := countingProxy(t)
-	image := p.address + "/" + name
+	g := newGate(t)
+	image := g.address + "/" + name
 	dir := writeFiles(t, map[string]string{"Dockerfile": "FROM " + image + ":base\nRUN echo hello >/hello\n"})
 	startLazy(t, onDemand).build(t, dir, "--output", estargz(image+":latest"))
-	require.Less(t, p.bytes.Load(), int64(large/4), "bytes read of a base with a file of %d", large)
+	require.Less(t, g.bytes(), int64(large/4), "bytes read of a base with a file of %d", large)
+	g.requireLazy(t, name+":base")
 	requireEStargz(t, registry(t)+"/"+name+":latest")
 }
 

@@ -143,15 +143,21 @@ func (l *Layers) fetch(ctx context.Context, key store.Key, b *blob.Blob, places 
 			return err
 		}
 	}
-	if err = l.store.Add(ctx, key, size, tail, b.With(blob.Wanted).Range); err == nil || ctx.Err() != nil {
-		return err
+	for tries := 1; ; tries++ {
+		err = l.store.Add(ctx, key, size, tail, b.With(blob.Wanted).Range)
+		if err == nil || ctx.Err() != nil || tries == maxTries {
+			return err
+		}
+		// What came may not be what the registry has.
+		var again error
+		if tail, size, again = b.Tail(ctx, tailSize); again != nil {
+			return err
+		}
 	}
-	// What came may not be what the registry has.
-	if tail, size, err2 := b.Tail(ctx, tailSize); err2 == nil {
-		return l.store.Add(ctx, key, size, tail, b.With(blob.Wanted).Range)
-	}
-	return err
 }
+
+// maxTries is how often the index of a layer is made of what has come.
+const maxTries = 3
 
 // missing leaves out the blobs that are here as layers.
 func (l *Layers) missing(blobs []digest.Digest) ([]digest.Digest, error) {

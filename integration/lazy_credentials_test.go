@@ -1,0 +1,119 @@
+package integration
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+var loginsMu sync.Mutex
+
+// logIn writes a password where clients look for it.
+func logIn(t *testing.T, dir, address, user, password string) {
+	t.Helper()
+	loginsMu.Lock()
+	defer loginsMu.Unlock()
+	require.NoError(t, os.MkdirAll(dir, 0o700))
+	file := filepath.Join(dir, "config.json")
+	config := struct {
+		Auths map[string]map[string]string `json:"auths"`
+	}{map[string]map[string]string{}}
+	if text, err := os.ReadFile(file); err == nil {
+		require.NoError(t, json.Unmarshal(text, &config))
+	}
+	config.Auths[address] = map[string]string{"auth": base64.StdEncoding.EncodeToString([]byte(user + ":" + password))}
+	text, err := json.Marshal(config)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(file+".new", text, 0o600))
+	require.NoError(t, os.Rename(file+".new", file))
+}
+
+// as is the daemon as used by a client with this password, or with none.
+func (d *daemon) as(t *testing.T, address, user, password string) *daemon {
+	t.Helper()
+	other := *d
+	other.logins = tempDir(t)
+	if user != "" {
+		logIn(t, other.logins, address, user, password)
+	}
+	return &other
+}
+
+// A private registry gives a build what its own client may read, for as long as
+// it lives, whatever others do.
+func TestLazyCredentials(t *testing.T) {
+	needs(t)
+	name := pushLazy(t)
+	want := sums(t, registry(t)+"/"+name)
+	repository, _, _ := strings.Cut(name, ":")
+	pinned := repository + "@" + resolve(t, registry(t)+"/"+name).Digest.String()
+
+	t.Run("basic", func(t *testing.T) {
+		g := newGate(t)
+		g.basic = true
+		d := startLazy(t, onDemand)
+		require.Equal(t, want, sum(t, d.build(t, upon(t, g.address+"/"+name, "head -c 100 /one >/dev/null; "+sumAll))))
+		g.requireLazy(t, name)
+	})
+
+	// Those that may not read fail beside one that does, by tag and by digest.
+	for _, kind := range []string{"bearer", "basic"} {
+		t.Run("wrong and none beside right, "+kind, func(t *testing.T) {
+			g := newGate(t)
+			g.basic = kind == "basic"
+			g.users["second"] = "other secret"
+			d := startLazy(t, onDemand)
+			d.build(t, upon(t, g.address+"/"+pinned, "true"))
+			var wg sync.WaitGroup
+			var right *progress
+			var rightErr error
+			wg.Go(func() {
+				right, rightErr = d.tryBuild(t, upon(t, g.address+"/"+pinned, "sleep 3; "+sumAll))
+			})
+			for _, base := range []string{name, pinned} {
+				for _, c := range []*daemon{d.as(t, g.address, "builder", "wrong"), d.as(t, "", "", "")} {
+					_, err := c.tryBuild(t, upon(t, g.address+"/"+base, "cat /two >/dev/null"))
+					require.ErrorContains(t, err, g.address)
+					require.Regexp(t, "401|no basic auth|authorization failed", err.Error())
+				}
+			}
+			second := d.as(t, g.address, "second", "other secret")
+			require.Equal(t, want, sum(t, second.build(t, upon(t, g.address+"/"+pinned, "sleep 1; "+sumAll+" # second"))))
+			wg.Wait()
+			require.NoError(t, rightErr)
+			require.Equal(t, want, sum(t, right))
+			g.requireLazy(t, name)
+		})
+	}
+
+	t.Run("after a restart", func(t *testing.T) {
+		g := newGate(t)
+		d := startLazy(t, onDemand)
+		d.build(t, upon(t, g.address+"/"+name, "head -c 100 /one"))
+		d.kill()
+		requireNoSessions(t, d)
+		d.start(t)
+		_, err := d.as(t, g.address, "builder", "wrong").tryBuild(t, upon(t, g.address+"/"+pinned, "cat /two >/dev/null"))
+		require.ErrorContains(t, err, g.address)
+		require.Equal(t, want, sum(t, d.build(t, upon(t, g.address+"/"+name, sumAll))))
+		g.requireLazy(t, name)
+	})
+}
+
+// requireNoSessions looks for labels with sessions in the databases of a daemon
+// that was killed.
+func requireNoSessions(t *testing.T, d *daemon) {
+	t.Helper()
+	root := filepath.Join(d.dir, "root", "runc-stargz")
+	for _, name := range []string{"containerdmeta.db", "metadata_v2.db", "snapshots/snapshotter/metadata.db"} {
+		db, err := os.ReadFile(filepath.Join(root, name))
+		require.NoError(t, err)
+		require.NotContains(t, string(db), "stargz.session", name)
+	}
+}
