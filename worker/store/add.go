@@ -45,7 +45,7 @@ func MissingTOC(tail []byte, size int64) (off, n int64) {
 
 func (s *Store) add(ctx context.Context, dir string, key Key, size int64, tail []byte, rest Range) error {
 	_, err := s.Layer(key)
-	if errors.Is(err, errIndex) {
+	if errors.Is(err, errIndex) || errors.Is(err, errVersion) {
 		err = errors.Join(s.Remove(key), fs.ErrNotExist)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -109,7 +109,7 @@ func (s *Store) build(ctx context.Context, key Key, size int64, tail []byte, res
 		return nil, err
 	}
 	defer s.building.Release(1)
-	b := newBuilder(at)
+	b := newBuilder(at, s.large)
 	if err := estargz.ReadTOC(toc, key.TOC, func(e *estargz.Entry) error {
 		if err := b.add(e); err != nil {
 			return err

@@ -120,7 +120,8 @@ func TestDamagedIndex(t *testing.T) {
 		"cut":           func(p []byte) []byte { return p[:len(p)/2] },
 		"empty":         func([]byte) []byte { return nil },
 		"zeros":         func(p []byte) []byte { clear(p); return p },
-		"other format":  func(p []byte) []byte { p[7]++; return p },
+		"other format":  func(p []byte) []byte { p[0]++; return p },
+		"other places":  func(p []byte) []byte { p[48]++; return p },
 		"huge":          func(p []byte) []byte { copy(p[16:32], bytes.Repeat([]byte{0xff}, 16)); return p },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -139,6 +140,66 @@ func TestDamagedIndex(t *testing.T) {
 			require.ErrorContains(t, err, "layer "+b.key.Blob.String()+": the index is damaged")
 			require.Len(t, walk(t, addedTo(t, s, b)), 101, "adding it makes it new")
 		})
+	}
+}
+
+// TestOtherVersion has a layer of another version of the program. It is not read,
+// and made anew by who adds it.
+func TestOtherVersion(t *testing.T) {
+	b := blobOf(t, estargz.Options{}, numbered(10, 1000)...)
+	root := t.TempDir()
+	s, err := Open(root, Options{})
+	require.NoError(t, err)
+	l := addedTo(t, s, b)
+	l.Connect((&fake{data: b.data}).all())
+	require.NoError(t, l.Fill(t.Context()))
+	require.NoError(t, s.Close())
+	name := filepath.Join(l.dir, "index")
+	p, err := os.ReadFile(name)
+	require.NoError(t, err)
+	p[7]++
+	require.NoError(t, os.WriteFile(name, p, 0o600))
+	s, err = Open(root, Options{})
+	require.NoError(t, err)
+	defer s.Close()
+	_, err = s.Layer(b.key)
+	require.ErrorIs(t, err, errVersion)
+	require.Zero(t, addedTo(t, s, b).Stats().Present)
+}
+
+// TestOtherPlaces opens a layer that was made when other files counted as large.
+// Its contents are read where they are.
+func TestOtherPlaces(t *testing.T) {
+	entries := append(numbered(20, 3000), file("large", text(7, 3<<20)))
+	p := tarOf(t, entries...)
+	b, want := convert(t, estargz.Options{Level: 1}, p), contentsOf(t, p)
+	for _, large := range []int64{1000, 8 << 20} {
+		root := t.TempDir()
+		s, err := Open(root, Options{large: large})
+		require.NoError(t, err)
+		l := addedTo(t, s, b)
+		l.Connect((&fake{data: b.data}).all())
+		_, err = read(l, find(t, l, "003"))
+		require.NoError(t, err)
+		require.NoError(t, s.Close())
+
+		s, err = Open(root, Options{})
+		require.NoError(t, err)
+		l, err = s.Layer(b.key)
+		require.NoError(t, err)
+		l.Connect((&fake{data: b.data}).all())
+		require.NoError(t, l.Fill(t.Context()))
+		for name, n := range files(l) {
+			got, err := read(l, n)
+			require.NoError(t, err)
+			require.True(t, want[name] == got, name)
+			f, ok := l.Backing(n)
+			require.Equal(t, l.Attr(n).Size >= large, ok)
+			if ok {
+				require.NoError(t, f.Close())
+			}
+		}
+		require.NoError(t, s.Close())
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 // two could differ it refuses, and the layer is unpacked indeed.
 type builder struct {
 	payload int64 // bytes of the blob before the TOC
+	large   int64 // bytes from where on a file has a backing file of its own
 	limit   int   // bytes that may be in use
 
 	nodes []node
@@ -43,7 +44,8 @@ type name struct {
 }
 
 const (
-	// largeFile is from where on a file has a backing file of its own.
+	// largeFile is from where on a file of a new layer has a backing file of its
+	// own. Of those that are there their index says so.
 	largeFile = 1 << 20
 
 	// maxIndex bounds the memory that the TOC of one layer can take, about
@@ -60,8 +62,8 @@ const (
 	impliedMode = unix.S_IFDIR | 0o755
 )
 
-func newBuilder(payload int64) *builder {
-	b := &builder{payload: payload, limit: maxIndex, seed: maphash.MakeSeed(), table: make([]uint32, 1<<10)}
+func newBuilder(payload, large int64) *builder {
+	b := &builder{payload: payload, large: large, limit: maxIndex, seed: maphash.MakeSeed(), table: make([]uint32, 1<<10)}
 	b.text = append(b.text, 0) // so that nothing starts at zero
 	b.nodes = append(b.nodes, node{Mode: impliedMode, Links: 2})
 	return b

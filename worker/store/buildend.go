@@ -75,6 +75,7 @@ func (b *builder) finish(size int64) (*index, error) {
 		Text:      uint32(len(x.text)),
 		Prefetch:  uint32(b.prefetch),
 		BlobSize:  size,
+		Large:     b.large,
 		SmallSize: b.small,
 	}
 	return x, nil

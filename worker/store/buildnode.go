@@ -126,7 +126,7 @@ func (b *builder) startFile(n Node, e *estargz.Entry) error {
 	}
 	f := &b.nodes[n]
 	f.First = uint32(len(b.chunks))
-	if !f.isLarge() {
+	if f.Size < b.large {
 		f.Small = b.small
 		b.small += f.Size
 	}

@@ -29,7 +29,7 @@ func (p *place) release() error {
 // first written to.
 func (l *Layer) place(n Node, flags int) (place, error) {
 	f := l.index.node(n)
-	if !f.isLarge() {
+	if !l.index.isLarge(&f) {
 		return place{File: l.small, start: f.Small}, nil
 	}
 	file, err := os.OpenFile(l.largeName(n), flags, 0o600)

@@ -252,7 +252,7 @@ func TestTooManyFiles(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBuilder(1000)
+			b := newBuilder(1000, largeFile)
 			b.limit = 24 << 20
 			var err error
 			for i := 0; err == nil; i++ {

@@ -33,13 +33,17 @@ type index struct {
 	text     []byte   // targets of symlinks, xattrs
 }
 
-// indexMagic changes with the format. Numbers are in the order of the machine:
-// an index stays where it was made.
-var indexMagic = [8]byte{'e', 's', 'g', 'z', 'i', 'd', 'x', '2'}
+// indexMagic is followed by indexVersion, which changes with anything in the
+// directory of a layer: of the index, the presence and the places of contents.
+// Numbers are in the order of the machine: an index stays where it was made.
+var indexMagic = [7]byte{'e', 's', 'g', 'z', 'i', 'd', 'x'}
+
+const indexVersion = '3'
 
 type header struct {
-	Magic     [8]byte
-	Checksum  uint32 // CRC-32C of all behind the header
+	Magic     [7]byte
+	Version   byte
+	Checksum  uint32 // CRC-32C of all, with a zero here
 	Flags     uint32
 	Nodes     uint32
 	Chunks    uint32
@@ -48,6 +52,7 @@ type header struct {
 	Text      uint32 // bytes
 	Prefetch  uint32 // the chunks before this one are to be prefetched
 	BlobSize  int64
+	Large     int64 // bytes from where on a file has a backing file of its own
 	SmallSize int64 // of the file that holds the contents of small files
 }
 
@@ -79,7 +84,6 @@ type node struct {
 func (n *node) isDir() bool     { return n.Mode&unix.S_IFMT == unix.S_IFDIR }
 func (n *node) isFile() bool    { return n.Mode&unix.S_IFMT == unix.S_IFREG }
 func (n *node) isSymlink() bool { return n.Mode&unix.S_IFMT == unix.S_IFLNK }
-func (n *node) isLarge() bool   { return n.isFile() && n.Size >= largeFile }
 
 // A chunk is a part of a file that is verified as a whole. Chunks are in the
 // order of the blob, those of one file follow one another.
@@ -141,7 +145,8 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 func (x *index) writeTo(w io.Writer) error {
 	at := x.layout()
 	var padding [8]byte
-	x.Magic, x.Checksum = indexMagic, 0
+	x.Magic, x.Version, x.Checksum = indexMagic, indexVersion, 0
+	x.Checksum = crc32.Checksum(bytesOf([]header{x.header}), castagnoli)
 	for i, table := range x.tables() {
 		x.Checksum = crc32.Update(x.Checksum, castagnoli, table)
 		x.Checksum = crc32.Update(x.Checksum, castagnoli, padding[:at[i+1]-at[i]-int64(len(table))])
@@ -160,7 +165,10 @@ func (x *index) writeTo(w io.Writer) error {
 	return nil
 }
 
-var errIndex = errors.New("the index is damaged; remove the layer and pull it again")
+var (
+	errIndex   = errors.New("the index is damaged; remove the layer and pull it again")
+	errVersion = errors.New("the layer is of another version of this program; remove it and pull it again")
+)
 
 // openIndex maps an index, and checks that it is as it was written.
 func openIndex(name string) (*index, error) {
@@ -181,10 +189,10 @@ func openIndex(name string) (*index, error) {
 		return nil, fmt.Errorf("mmap: %w", err)
 	}
 	x := &index{header: tableOf[header](p, 1)[0]}
-	at := x.layout()
-	if x.Magic != indexMagic || at[7] != st.Size() || crc32.Checksum(p[at[0]:], castagnoli) != x.Checksum {
-		return nil, errors.Join(errIndex, unix.Munmap(p))
+	if err := x.check(p); err != nil {
+		return nil, errors.Join(err, unix.Munmap(p))
 	}
+	at := x.layout()
 	x.nodes = tableOf[node](p[at[0]:], x.Nodes)
 	x.chunks = tableOf[chunk](p[at[1]:], x.Chunks)
 	x.prefixes = tableOf[uint64](p[at[2]:], x.Chunks)
@@ -195,6 +203,24 @@ func openIndex(name string) (*index, error) {
 	runtime.AddCleanup(x, func(p []byte) { _ = unix.Munmap(p) }, p)
 	return x, nil
 }
+
+// check checks that the file of an index is as it was written, by this version.
+func (x *index) check(p []byte) error {
+	if x.Magic == indexMagic && x.Version != indexVersion {
+		return errVersion
+	}
+	at, head := x.layout(), x.header
+	head.Checksum = 0
+	if x.Magic != indexMagic || at[7] != int64(len(p)) ||
+		crc32.Update(crc32.Checksum(bytesOf([]header{head}), castagnoli), castagnoli, p[at[0]:]) != x.Checksum {
+		return errIndex
+	}
+	return nil
+}
+
+// isLarge says whether a file has a backing file of its own. The others share
+// one.
+func (h *header) isLarge(n *node) bool { return n.isFile() && n.Size >= h.Large }
 
 func (x *index) node(n Node) node {
 	defer runtime.KeepAlive(x)

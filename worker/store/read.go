@@ -104,7 +104,7 @@ func (l *Layer) readHere(n Node, p []byte, off int64) error {
 // all of it is here. The caller closes it and must not write to it.
 func (l *Layer) Backing(n Node) (*os.File, bool) {
 	f := l.index.node(n)
-	if !f.isLarge() || !l.allHere(f.First, f.First+f.Count) {
+	if !l.index.isLarge(&f) || !l.allHere(f.First, f.First+f.Count) {
 		return nil, false
 	}
 	file, err := os.Open(l.largeName(n))
@@ -115,7 +115,7 @@ func (l *Layer) Backing(n Node) (*os.File, bool) {
 // here.
 func (l *Layer) Small(n Node) ([]byte, bool) {
 	f := l.index.node(n)
-	if !f.isFile() || f.isLarge() || !l.allHere(f.First, f.First+f.Count) {
+	if !f.isFile() || l.index.isLarge(&f) || !l.allHere(f.First, f.First+f.Count) {
 		return nil, false
 	}
 	p := make([]byte, f.Size)

@@ -16,6 +16,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,7 @@ type Store struct {
 	layersDir string
 	tmpDir    string
 	bootID    string
+	large     int64 // of the layers that are added
 	building  *semaphore.Weighted
 	buffers   *semaphore.Weighted // bytes of compressed members in memory
 	flights   flights
@@ -66,6 +68,7 @@ type Options struct {
 	Pace func(context.Context) (soon bool, err error)
 
 	bootID string // of tests
+	large  int64  // of tests: another largeFile
 }
 
 // Open opens the store below a directory, which it makes if need be, and
@@ -75,6 +78,7 @@ func Open(root string, opts Options) (*Store, error) {
 		layersDir: filepath.Join(root, "layers"),
 		tmpDir:    filepath.Join(root, "tmp"),
 		bootID:    opts.bootID,
+		large:     cmp.Or(opts.large, largeFile),
 		building:  semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0))),
 		buffers:   semaphore.NewWeighted(maxBuffers),
 		flights:   newFlights(),
