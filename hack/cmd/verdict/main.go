@@ -1,6 +1,6 @@
 // Command verdict runs go test with its arguments, and does not take a skipped
 // test for one that passed: it fails unless the reason is one of those below.
-// Nothing comes from the cache. With -v first, all output is shown.
+// Nothing comes from the cache. With -v as the first argument all output is shown.
 package main
 
 import (
