@@ -2,6 +2,8 @@ package exporter
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 
 	"github.com/moby/buildkit/cache"
 	cacheconfig "github.com/moby/buildkit/cache/config"
@@ -10,6 +12,8 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	bkcompression "github.com/moby/buildkit/util/compression"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
 )
 
 // ref is a reference whose layers come out in our compression.
@@ -116,6 +120,11 @@ func (i *instance) orderOf(src *bkexporter.Source, p *exptypes.Platform, r *repo
 	base, err := baseLayers(src, p)
 	if err != nil {
 		return nil, err
+	}
+	if dt := src.Metadata[profile.BaseKey(p.ID)]; base == nil && len(dt) > 0 {
+		if err := json.Unmarshal(dt, &base); err != nil {
+			return nil, fmt.Errorf("layers of the base image: %w", err)
+		}
 	}
 	return &order{cs: i.cs, platform: p.ID, config: i.config, profile: read, base: base, all: i.reorderAll, report: r}, nil
 }

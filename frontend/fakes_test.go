@@ -75,6 +75,7 @@ type fakeBridge struct {
 	context string // a directory, for what is local to the client
 	fails   func(command string) bool
 	summary string
+	config  []byte // of every image, none can be resolved without
 
 	frontends map[string]frontend.Frontend
 
@@ -86,7 +87,10 @@ type fakeBridge struct {
 }
 
 func (b *fakeBridge) ResolveSourceMetadata(context.Context, *pb.SourceOp, sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
-	return nil, errors.New("no network in tests")
+	if b.config == nil {
+		return nil, errors.New("no network in tests")
+	}
+	return &sourceresolver.MetaResponse{Image: &sourceresolver.ResolveImageResponse{Config: b.config}}, nil
 }
 
 func (b *fakeBridge) Solve(ctx context.Context, req frontend.SolveRequest, sid string) (*frontend.Result, error) {

@@ -18,6 +18,8 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
 )
 
 // image is a frontend that copies a file into an image for each platform.
@@ -142,6 +144,27 @@ func TestEntrypointCommand(t *testing.T) {
 			require.EqualValues(t, pb.Empty, exec.Mounts[1].Input)
 			require.Equal(t, "RECORD=true 10s 2s ", exec.Mounts[1].ResultID)
 		})
+	}
+}
+
+// A frontend that does not name the base image of a target is asked what the
+// target begins with; one that does is believed.
+func TestBaseOfOtherFrontends(t *testing.T) {
+	for _, says := range []bool{false, true} {
+		b := &fakeBridge{t: t, config: []byte(`{"rootfs":{"diff_ids":["sha256:a","sha256:b"]}}`)}
+		f := fakeFrontend(func(ctx context.Context, bridge frontend.FrontendLLBBridge, _ map[string]string) (*frontend.Result, error) {
+			res, err := solveState(ctx, bridge, llb.Image("base").File(llb.Mkdir("/a", 0o700)))
+			if err == nil && says {
+				res.AddMeta(exptypes.ExporterImageBaseConfigKey, []byte("{}"))
+			}
+			return res, err
+		})
+		res := solveImage(t, b, map[string]string{"estargz-profile-cmd": "app"}, f)
+		var want []byte
+		if !says {
+			want = []byte(`["sha256:a","sha256:b"]`)
+		}
+		require.Equal(t, string(want), string(res.Metadata[profile.BaseKey("linux/amd64")]))
 	}
 }
 

@@ -106,8 +106,9 @@ func (g *graph) steps() []digest.Digest {
 
 type walk struct {
 	*graph
-	seen  map[string]bool
-	steps []digest.Digest
+	seen    map[string]bool
+	steps   []digest.Digest
+	sources []digest.Digest
 }
 
 func (w *walk) output(out *pb.Input) {
@@ -126,6 +127,9 @@ func (w *walk) output(out *pb.Input) {
 	}
 	if op.makesRoot(out.Index) {
 		w.steps = append(w.steps, d)
+	}
+	if op.GetSource() != nil {
+		w.sources = append(w.sources, d)
 	}
 }
 

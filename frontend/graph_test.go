@@ -54,6 +54,30 @@ func TestSteps(t *testing.T) {
 	}
 }
 
+func TestImages(t *testing.T) {
+	for name, tc := range map[string]struct {
+		state llb.State
+		want  string
+	}{
+		"scratch":        {llb.Scratch().File(llb.Mkdir("/a", 0o700)), ""},
+		"steps":          {run(llb.Image("a"), "one").File(llb.Mkdir("/a", 0o700)), "a"},
+		"a copied image": {llb.Image("a").File(llb.Copy(llb.Image("b"), "/", "/")), "a"},
+		"merged":         {llb.Merge([]llb.State{llb.Image("a"), run(llb.Image("b"), "one").Root()}), "a b"},
+		"the context":    {llb.Local("context"), ""},
+		"a layout":       {llb.OCILayout("l@sha256:" + strings.Repeat("0", 64)), "l"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []string
+			for _, op := range graphOf(t, tc.state).images() {
+				id := op.GetSource().Identifier
+				id = id[strings.LastIndex(id, "/")+1:]
+				got = append(got, id[:1])
+			}
+			require.Equal(t, tc.want, strings.Join(got, " "))
+		})
+	}
+}
+
 func TestParseHostile(t *testing.T) {
 	encode := func(ops ...*pb.Op) *pb.Definition {
 		def := &pb.Definition{}

@@ -48,6 +48,9 @@ func (f *Frontend) profile(ctx context.Context, c *call, t *target) error {
 			return err
 		}
 	}
+	if err := j.attachBase(ctx); err != nil {
+		return err
+	}
 	return j.keepProfiles(ctx)
 }
 

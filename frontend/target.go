@@ -18,6 +18,7 @@ type target struct {
 	ref      solver.ResultProxy // nil for an image without files
 	original *pb.Definition     // as the frontend made it
 	config   []byte
+	hasBase  bool // the frontend says what the base image is
 
 	res *frontend.Result
 	mu  *sync.Mutex
@@ -35,6 +36,7 @@ func targetsOf(res *frontend.Result) ([]*target, error) {
 			Platform: p,
 			ref:      refOf(res, p.ID),
 			config:   exptypes.ParseKey(res.Metadata, exptypes.ExporterImageConfigKey, &p),
+			hasBase:  len(exptypes.ParseKey(res.Metadata, exptypes.ExporterImageBaseConfigKey, &p)) > 0,
 			res:      res,
 			mu:       &mu,
 		}

@@ -18,6 +18,10 @@ func (r *Request) MetadataKey(platform string) string {
 	return fmt.Sprintf("%s%x/%s", metadataKey, sha256.Sum256(fmt.Appendf(nil, "%#v", *r)), platform)
 }
 
+// BaseKey is where a build's result carries the diffIDs of the base image of a
+// platform, a list as JSON, if the frontend does not say what its base image is.
+func BaseKey(platform string) string { return metadataKey + "base/" + platform }
+
 // maxPacked bounds the JSON in a result. The largest profile of 100,000 files
 // measures some 15 MB.
 const maxPacked = 64 << 20

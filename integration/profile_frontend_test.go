@@ -1,0 +1,56 @@
+package integration
+
+import (
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/stretchr/testify/require"
+)
+
+// frontendImage pushes the frontend that llbfrontend is.
+func frontendImage(t *testing.T) string {
+	t.Helper()
+	dir := writeFiles(t, map[string]string{"Dockerfile": "FROM scratch\nCOPY llbfrontend /\nENTRYPOINT [\"/llbfrontend\"]\n"})
+	// Static, and of the packages that the daemon was built of already: without
+	// cgo all would be compiled again.
+	cmd := exec.Command("go", "build", "-ldflags=-s -w -linkmode=external -extldflags=-static", "-o", filepath.Join(dir, "llbfrontend"), "./llbfrontend")
+	_, err := output(t, cmd)
+	require.NoError(t, err)
+	image := repository(t) + "-frontend:latest"
+	startDaemon(t, ours).build(t, dir, "--output", "type=image,push=true,name="+image)
+	return image
+}
+
+// Whoever wrote the frontend, the layers of the base are known: they keep the
+// order that they have, and are not pulled.
+func TestProfileOfOtherFrontends(t *testing.T) {
+	needs(t)
+	base, image := repository(t)+":base", repository(t)+":latest"
+	startDaemon(t, ours).build(t, dataImage(t), "--output", profiled(base))
+	d := startLazy(t, onDemand)
+	d.buildctl(t, "build", "--frontend", "gateway.v0", "--opt", "source="+frontendImage(t), "--opt", "base="+base, "--output", profiled(image))
+
+	layers := onlyImage(t, image).Manifest.Layers
+	below := onlyImage(t, base).Manifest.Layers
+	require.Len(t, layers, len(below)+1)
+	require.Equal(t, digestsOf(below), digestsOf(layers[:len(below)]))
+	all := prioritized(t, onlyImage(t, image))
+	require.Equal(t, "new", all[len(all)-1])
+	for _, layer := range below {
+		found, err := filepath.Glob(filepath.Join(d.dir, "root", "runc-stargz", "content", "blobs", "sha256", layer.Digest.Encoded()))
+		require.NoError(t, err)
+		require.Empty(t, found, "a layer of the base was pulled")
+	}
+	blobs, err := filepath.Glob(filepath.Join(d.dir, "root", "runc-stargz", "content", "blobs", "sha256", layers[len(below)].Digest.Encoded()))
+	require.NoError(t, err)
+	require.Len(t, blobs, 1, "the place of blobs")
+}
+
+func digestsOf(layers []ocispecs.Descriptor) (digests []string) {
+	for _, layer := range layers {
+		digests = append(digests, layer.Digest.String())
+	}
+	return digests
+}
