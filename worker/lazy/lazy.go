@@ -230,6 +230,14 @@ func (l *Layers) Mount(id, dir string, labels map[string]string) error {
 	return nil
 }
 
+// Mounted says whether a layer is still shown in a directory.
+func (l *Layers) Mounted(dir string) bool {
+	l.mu.Lock()
+	m, ok := l.mounts[dir]
+	l.mu.Unlock()
+	return ok && m.server.Mounted()
+}
+
 // layer returns the layer with this ID. It begins to fill up with the first
 // build that is announced. Call it with the lock held.
 func (l *Layers) layer(id string, labels map[string]string) (*layer, error) {

@@ -78,6 +78,61 @@ func TestClear(t *testing.T) {
 	require.NoError(t, Clear(t.TempDir()))
 }
 
+// TestMountLost has the mount taken away from outside, and its connection aborted.
+// It is noticed, unmounting is no error, and the layer can be mounted again.
+func TestMountLost(t *testing.T) {
+	needMounts(t)
+	connections := t.TempDir()
+	require.NoError(t, unix.Mount("fusectl", connections, "fusectl", 0, ""))
+	defer unix.Unmount(connections, 0)
+	for name, lose := range map[string]func(dir string) error{
+		"unmounted": func(dir string) error { return unix.Unmount(dir, unix.MNT_DETACH) },
+		"aborted": func(dir string) error {
+			device, err := deviceOf(dir)
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(fmt.Sprintf("%s/%d/abort", connections, unix.Minor(device)), []byte("1"), 0)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			layer, dir := layerOf(file("file", "content")), t.TempDir()
+			server, err := Mount(dir, layer, Options{})
+			require.NoError(t, err)
+			require.True(t, server.Mounted())
+			require.NoError(t, lose(dir))
+			require.Eventually(t, func() bool { return !server.Mounted() }, soon, time.Millisecond)
+			require.NoError(t, server.Unmount())
+			require.NoError(t, server.Unmount())
+			<-server.served
+
+			server, err = Mount(dir, layer, Options{})
+			require.NoError(t, err)
+			require.True(t, server.Mounted())
+			require.Equal(t, "content", read(t, dir, "file"))
+			require.NoError(t, server.Unmount())
+			require.False(t, server.Mounted())
+		})
+	}
+}
+
+// TestTakenAwayInUse has the mount taken away from outside below an overlay, which
+// goes on.
+func TestTakenAwayInUse(t *testing.T) {
+	needMounts(t)
+	dir := t.TempDir()
+	server, err := Mount(dir, layerOf(file("file", "content")), Options{})
+	require.NoError(t, err)
+	t.Run("overlay", func(t *testing.T) {
+		above := overlaid(t, "", dir)
+		require.NoError(t, unix.Unmount(dir, unix.MNT_DETACH))
+		require.False(t, server.Mounted())
+		require.NoError(t, server.Unmount())
+		require.Equal(t, "content", read(t, above, "file"))
+	})
+	<-server.served
+}
+
 // TestMountNowhere names the directory that is not there.
 func TestMountNowhere(t *testing.T) {
 	needMounts(t)

@@ -1,10 +1,13 @@
 package lazyfs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // grace is how long whoever still uses a mount has to finish after Unmount.
@@ -12,10 +15,13 @@ const grace = time.Second
 
 // A Server serves one mounted layer. It is safe for concurrent use.
 type Server struct {
-	dir     string
-	conn    *conn
-	served  chan struct{} // closed when no goroutine of the server is left
-	unmount func() error
+	dir    string
+	device uint64 // of the mount, as stat(2) tells it
+	conn   *conn
+	served chan struct{} // closed when no goroutine of the server is left
+
+	mu        sync.Mutex
+	unmounted bool
 }
 
 // Mount shows the layer in the directory, read-only, to everybody, with the
@@ -28,16 +34,18 @@ func Mount(dir string, layer Layer, o Options) (*Server, error) {
 	}
 	files := newFilesystem(layer, o)
 	s := serve(dir, device, files)
-	if err := files.settle(dir); err != nil {
-		s.Unmount()
-		return nil, fmt.Errorf("mount a layer at %s: %w", dir, err)
+	err = files.settle(dir)
+	if err == nil {
+		s.device, err = deviceOf(dir)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("mount a layer at %s: %w", dir, err), s.Unmount())
 	}
 	return s, nil
 }
 
 func serve(dir string, device *os.File, files *filesystem) *Server {
 	s := &Server{dir: dir, conn: newConn(device, files), served: make(chan struct{})}
-	s.unmount = sync.OnceValue(s.detach)
 	s.conn.start()
 	go func() {
 		defer close(s.served)
@@ -46,13 +54,40 @@ func serve(dir string, device *os.File, files *filesystem) *Server {
 	return s
 }
 
+// Mounted says whether the layer can be seen in its directory: nobody has taken
+// the mount away, or aborted its connection.
+func (s *Server) Mounted() bool {
+	select {
+	case <-s.served:
+		return false
+	default:
+		// The kernel answers from memory.
+		device, err := deviceOf(s.dir)
+		return err == nil && device == s.device
+	}
+}
+
+func deviceOf(dir string) (uint64, error) {
+	var st unix.Stat_t
+	err := unix.Stat(dir, &st)
+	return st.Dev, err
+}
+
 // Unmount takes the mount away at once, and waits for the goroutines that serve
 // it. Whoever still uses it, through an overlay or an open file, has a second
 // to finish before the connection is cut; it is ENOTCONN for them afterwards.
-func (s *Server) Unmount() error { return s.unmount() }
-
-func (s *Server) detach() error {
+// One that somebody else has taken away is served as long as it is used.
+func (s *Server) Unmount() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unmounted {
+		return nil
+	}
 	err := detach(s.dir)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		s.unmounted = true
+		return nil
+	}
 	if err == nil {
 		select {
 		case <-s.served:
@@ -64,5 +99,6 @@ func (s *Server) detach() error {
 	if err != nil {
 		return fmt.Errorf("unmount the layer at %s: %w", s.dir, err)
 	}
+	s.unmounted = true
 	return nil
 }

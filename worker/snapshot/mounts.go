@@ -87,7 +87,8 @@ func (s *Snapshotter) giveUp(ctx context.Context, name string, why error) error 
 
 // intact sees to it that all lazy snapshots below and including one are
 // mounted. Those that could not be when the daemon started get another chance,
-// since now there may be somebody whose registry and credentials help.
+// since now there may be somebody whose registry and credentials help. So do those
+// whose mount is gone.
 func (s *Snapshotter) intact(ctx context.Context, name string) error {
 	for name != "" && s.anyBroken() {
 		info, err := s.Snapshotter.Stat(ctx, name)
@@ -105,13 +106,21 @@ func (s *Snapshotter) intact(ctx context.Context, name string) error {
 func (s *Snapshotter) anyBroken() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	broken := false
 	for _, layer := range s.shown {
-		if layer.broken != nil {
-			return true
+		if layer.broken == nil && !s.lazy.Mounted(layer.dir) {
+			layer.broken = errGone
+			if err := s.lazy.Unmount(layer.dir); err != nil {
+				bklog.L.WithError(err).Warnf("what is left of the mount in %s", layer.dir)
+			}
+			bklog.L.Warnf("layer %s is no longer mounted in %s, its next user will try again", layer.layer, layer.dir)
 		}
+		broken = broken || layer.broken != nil
 	}
-	return false
+	return broken
 }
+
+var errGone = errors.New("its mount was taken away or aborted")
 
 func (s *Snapshotter) heal(ctx context.Context, info snapshots.Info) error {
 	s.mu.Lock()

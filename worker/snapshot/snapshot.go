@@ -41,6 +41,8 @@ type Lazy interface {
 	// Mount shows a layer that was fetched, by this process or an earlier one,
 	// in a directory. Whatever a dead process left there goes away first.
 	Mount(id, dir string, labels map[string]string) error
+	// Mounted says whether a layer is still shown in a directory.
+	Mounted(dir string) bool
 	Unmount(dir string) error
 	// Usage is what a layer takes of the disk now.
 	Usage(id string) (snapshots.Usage, error)

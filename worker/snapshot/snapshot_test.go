@@ -65,7 +65,17 @@ func (l *bindLazy) Mount(id, dir string, _ map[string]string) error {
 	return unix.Mount(filepath.Join(l.dir, id), dir, "", unix.MS_BIND, "")
 }
 
-func (l *bindLazy) Unmount(dir string) error { return unix.Unmount(dir, unix.MNT_DETACH) }
+func (l *bindLazy) Mounted(dir string) bool {
+	mounted, err := mountinfo.Mounted(dir)
+	return mounted && err == nil
+}
+
+func (l *bindLazy) Unmount(dir string) error {
+	if !l.Mounted(dir) {
+		return nil
+	}
+	return unix.Unmount(dir, unix.MNT_DETACH)
+}
 
 func (l *bindLazy) Usage(id string) (snapshots.Usage, error) {
 	return snapshots.Usage{Size: 4711}, nil
@@ -258,6 +268,27 @@ func TestBroken(t *testing.T) {
 	require.Equal(t, "top", read(t, s, "top", "file"))
 	_, err = s.Mounts(t.Context(), "active")
 	require.NoError(t, err)
+}
+
+// A mount that somebody takes away is there again for the next user, and its
+// snapshot can be removed.
+func TestTakenAway(t *testing.T) {
+	needRoot(t)
+	lazy, root := newLazy(t), t.TempDir()
+	s := open(t, root, lazy)
+	prepare(t, s, "base", "top")
+	for _, name := range []string{"base", "top"} {
+		require.NoError(t, unix.Unmount(s.shown[name].dir, unix.MNT_DETACH))
+	}
+	require.Equal(t, "top", read(t, s, "top", "file"))
+	require.Equal(t, 2, mountsBelow(t, root))
+
+	require.NoError(t, unix.Unmount(s.shown["top"].dir, unix.MNT_DETACH))
+	require.NoError(t, s.Remove(t.Context(), "top"))
+	require.NoError(t, s.Remove(t.Context(), "base"))
+	require.NoError(t, s.Cleanup(t.Context()))
+	require.Zero(t, mountsBelow(t, root))
+	require.NoDirExists(t, filepath.Join(lazy.dir, "top"))
 }
 
 func TestRemoval(t *testing.T) {
