@@ -32,6 +32,7 @@ type oldMember struct {
 	blob       io.ReaderAt
 	start, end int64 // in the blob
 	contents   int64 // bytes, padding included
+	tar        int64 // where they start in the tar
 	heads      []byte
 	sum        uint32 // CRC-32 of both
 
@@ -199,6 +200,7 @@ func getInflater(r *bytes.Reader) io.Reader {
 func (ms *members) headers() *io.SectionReader {
 	h := &headers{}
 	for _, m := range ms.all {
+		m.tar = h.size
 		h.starts = append(h.starts, h.size)
 		h.size += m.contents + int64(len(m.heads))
 	}

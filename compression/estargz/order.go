@@ -6,16 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
+	"path"
+	"strings"
 )
 
 // A part is one file of a tar: its headers, contents and padding.
 type part struct {
-	name, linkName string // clean; linkName of hard links only
-	start, end     int64  // in the tar
-	contents       int64  // where they start in the tar; end when there are none
-	modTime        time.Time
-	replaced       bool // by a later entry with its name, or a landmark
+	name, linkName string   // clean; linkName of hard links only
+	entry          *Entry   // what the headers say; nil for a global header
+	chunks         []*Entry // beyond the first
+	start, end     int64    // in the tar
+	contents       int64    // where they start in the tar; end when there are none
+	replaced       bool     // by a later entry with its name, or a landmark
 	taken          bool
 }
 
@@ -25,58 +27,90 @@ type parts struct {
 }
 
 // scanTar finds the parts of a tar. Of several files with one name the last
-// counts; a TOC and landmarks of an earlier order are left out.
+// counts; a TOC and landmarks of an earlier order are left out. A tar that would
+// unpack to something else in another order is refused.
 func scanTar(r io.Reader) (*parts, error) {
 	c := &counter{r: r}
 	t := tar.NewReader(c)
 	p := &parts{byName: map[string]*part{}}
+	var toc tocBuilder
 	var start int64
 	for {
 		h, err := t.Next()
 		if err == io.EOF {
-			return p, nil
+			return p, errors.Join(toc.check(), p.check())
 		}
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
 			return nil, fmt.Errorf("tar at %d: %w", start, err)
 		}
+		e, err := newEntry(h)
+		if err == nil && e != nil {
+			_, err = toc.add(e)
+		}
+		if err != nil {
+			return nil, err
+		}
 		contents := c.n
-		if h.Typeflag == tar.TypeReg {
+		if e != nil && e.HasContents() {
 			if _, err := io.Copy(io.Discard, t); err != nil {
 				return nil, fmt.Errorf("tar entry %q: %w", h.Name, noEOF(err))
 			}
 		}
 		end := (c.n + blockSize - 1) &^ (blockSize - 1)
-		f := &part{start: start, contents: min(contents, end), end: end, modTime: h.ModTime}
-		if err := p.add(h, f); err != nil {
-			return nil, err
+		if contents == c.n { // of a global header the padding is not read yet
+			contents = end
 		}
+		p.add(&part{entry: e, start: start, contents: contents, end: end})
 		start = end
 	}
 }
 
-func (p *parts) add(h *tar.Header, f *part) error {
+func (p *parts) add(f *part) {
 	p.all = append(p.all, f)
-	if h.Typeflag == tar.TypeXGlobalHeader {
-		return nil
+	if f.entry == nil {
+		return
 	}
-	f.name = CleanName(h.Name)
-	if h.Typeflag == tar.TypeLink {
-		f.linkName = CleanName(h.Linkname)
-	}
-	switch f.name {
-	case TOCName, PrefetchLandmark, NoPrefetchLandmark:
-		if h.Typeflag != tar.TypeReg {
-			return fmt.Errorf("tar entry %q has a name that eStargz needs for a file of its own; rename it, or use compression=gzip", h.Name)
-		}
-		f.replaced = true
-		return nil
+	f.name = CleanName(f.entry.Name)
+	if f.entry.Type == TypeHardlink {
+		f.linkName = CleanName(f.entry.LinkName)
 	}
 	if old := p.byName[f.name]; old != nil {
 		old.replaced = true
 	}
 	p.byName[f.name] = f
+	if isReserved(f.name) {
+		f.replaced = true
+	}
+}
+
+// isReserved says whether a clean name is that of a file which another order
+// brings along.
+func isReserved(name string) bool {
+	return name == TOCName || name == PrefetchLandmark || name == NoPrefetchLandmark
+}
+
+// check finds what another order cannot have.
+func (p *parts) check() error {
+	const fix = "rename it, or use compression=gzip"
+	for _, f := range p.all {
+		switch {
+		case f.entry == nil || f.entry.Type == TypeReg && isReserved(f.name):
+		case isReserved(f.name), isReserved(rootOf(f.name)):
+			return fmt.Errorf("tar entry %q has a name that eStargz needs for a file of its own; %s", f.entry.Name, fix)
+		case isReserved(f.linkName):
+			return fmt.Errorf("tar entry %q is a hard link to %q, a file that eStargz needs for itself; %s", f.entry.Name, f.linkName, fix)
+		}
+		dir, base := path.Split(f.name)
+		if removed, ok := strings.CutPrefix(base, whiteoutPrefix); ok && p.byName[dir+removed] != nil {
+			return fmt.Errorf("tar entry %q takes away a file that the layer has itself", f.entry.Name)
+		}
+	}
 	return nil
 }
+
+// whiteoutPrefix begins the name of a file that takes away another one in the
+// layers below.
+const whiteoutPrefix = ".wh."
 
 // inOrder returns the parts with the named files first, a landmark behind them
 // and the rest as it was.
@@ -144,6 +178,12 @@ func (p *parts) takeParents(to []*part, name string) []*part {
 		to = append(to, above[i])
 	}
 	return to
+}
+
+// rootOf returns the first element of a clean name.
+func rootOf(name string) string {
+	root, _, _ := strings.Cut(name, "/")
+	return root
 }
 
 func isLandmark(name string) bool {

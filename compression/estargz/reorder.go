@@ -68,7 +68,8 @@ type reorderer struct {
 	toc    []*Entry
 }
 
-// scan finds the files of the tar and their entries in the TOC.
+// scan finds the files of the tar and their entries in the TOC, and checks that
+// these say the same.
 func (r *reorderer) scan(entries []*Entry) (err error) {
 	if r.parts, err = scanTar(r.headers); err != nil {
 		return fmt.Errorf("estargz: headers: %w", err)
@@ -76,13 +77,56 @@ func (r *reorderer) scan(entries []*Entry) (err error) {
 	r.files = map[string]*tocFile{}
 	var last *tocFile
 	for _, e := range entries {
-		c := *e
 		if e.Type == TypeChunk {
-			last.chunks = append(last.chunks, &c)
+			last.chunks = append(last.chunks, e)
 			continue
 		}
-		last = &tocFile{entry: &c}
+		last = &tocFile{entry: e}
 		r.files[e.Name] = last
+	}
+	for name := range r.files {
+		if r.parts.byName[name] == nil {
+			return fmt.Errorf("estargz: the TOC has %q, the tar has not", name)
+		}
+	}
+	for _, f := range r.parts.all {
+		if f.entry == nil || f.replaced {
+			continue
+		}
+		if err := r.describe(f); err != nil {
+			return fmt.Errorf("estargz: %w", err)
+		}
+	}
+	return nil
+}
+
+// describe completes the entry of a file with what the TOC knows of it: where its
+// contents are, and their digests. All else stands in its headers.
+func (r *reorderer) describe(f *part) error {
+	file := r.files[f.name]
+	if file == nil {
+		return fmt.Errorf("the tar has %q, the TOC has not", f.name)
+	}
+	in := file.entry
+	if in.Type != f.entry.Type || in.Size != f.entry.Size {
+		return fmt.Errorf("%q is a %s of %d bytes in the tar, a %s of %d in the TOC", f.name, f.entry.Type, f.entry.Size, in.Type, in.Size)
+	}
+	at := f.contents
+	for _, e := range append([]*Entry{in}, file.chunks...) {
+		if !e.HasContents() {
+			continue
+		}
+		if m := r.members.at[e.Offset]; m.tar != at {
+			return fmt.Errorf("%q from %d is at %d of the tar, at %d by the TOC", f.name, e.ChunkOffset, at, m.tar)
+		}
+		at += e.ChunkSize
+	}
+	f.entry.Name = f.name
+	f.entry.Digest, f.entry.Offset = in.Digest, in.Offset
+	f.entry.ChunkSize, f.entry.ChunkDigest = in.ChunkSize, in.ChunkDigest
+	for _, e := range file.chunks {
+		c := *e
+		f.chunks = append(f.chunks, &c)
 	}
 	return nil
 }
@@ -118,20 +162,14 @@ func (r *reorderer) part(f *part) error {
 	if err := r.heads(heads); err != nil {
 		return err
 	}
-	file := r.files[f.name]
-	if file == nil {
-		if f.name != "" || f.contents < f.end {
-			return fmt.Errorf("estargz: the TOC lacks %q", f.name)
-		}
+	if f.entry == nil {
 		return nil // a global header
 	}
-	// Others round it, and leave that of the epoch out.
-	file.entry.ModTime = f.modTime
-	r.toc = append(append(r.toc, file.entry), file.chunks...)
-	if !file.entry.HasContents() {
+	r.toc = append(append(r.toc, f.entry), f.chunks...)
+	if !f.entry.HasContents() {
 		return nil
 	}
-	for _, e := range append([]*Entry{file.entry}, file.chunks...) {
+	for _, e := range append([]*Entry{f.entry}, f.chunks...) {
 		if err := r.chunk(e); err != nil {
 			return err
 		}
