@@ -48,7 +48,7 @@ func newSnapshots(cfg config.OCIConfig, host Host) (runc.SnapshotterFactory, *st
 			return fuseoverlayfs.NewSnapshotter(root)
 		}
 	case "stargz":
-		stargz, err := newStargz(cfg.StargzSnapshotterConfig, host)
+		stargz, err := newStargz(cfg, host)
 		if err != nil {
 			return factory, nil, err
 		}

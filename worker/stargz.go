@@ -11,6 +11,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/resolver"
@@ -24,24 +26,37 @@ import (
 // the sessions that asked for them.
 type stargz struct {
 	config lazy.Config
+	limits lazy.Limits
 	host   Host
 	layers *lazy.Layers // once it is open
 }
 
-func newStargz(section map[string]any, host Host) (*stargz, error) {
-	config, ignored, err := lazy.ParseConfig(section)
+func newStargz(cfg config.OCIConfig, host Host) (*stargz, error) {
+	section, ignored, err := lazy.ParseConfig(cfg.StargzSnapshotterConfig)
 	if err != nil {
 		return nil, fmt.Errorf("worker.oci.stargzSnapshotter: %w", err)
 	}
 	if len(ignored) > 0 {
 		bklog.L.Warnf("worker.oci.stargzSnapshotter: ignoring keys that mean nothing to this snapshotter: %s", strings.Join(ignored, ", "))
 	}
-	return &stargz{config: config, host: host}, nil
+	return &stargz{config: section, limits: limits(gcPolicy(cfg.GCConfig, host.Root)), host: host}, nil
+}
+
+// limits are those of a policy of garbage collection: it would free at once what
+// goes beyond.
+func limits(policy []client.PruneInfo) (l lazy.Limits) {
+	for _, rule := range policy {
+		l.MinFree = max(l.MinFree, rule.MinFreeSpace)
+		if len(rule.Filter) == 0 {
+			l.MaxUsed = max(l.MaxUsed, rule.MaxUsedSpace)
+		}
+	}
+	return l
 }
 
 // open opens the snapshots in a directory of the worker's.
 func (s *stargz) open(dir string) (snapshots.Snapshotter, error) {
-	layers, err := lazy.New(dir, lazy.Options{Hosts: s.hosts, Alive: s.alive, UserXattr: userXattr(dir), Config: s.config})
+	layers, err := lazy.New(dir, lazy.Options{Hosts: s.hosts, Alive: s.alive, UserXattr: userXattr(dir), Limits: s.limits, Config: s.config})
 	if err != nil {
 		return nil, err
 	}

@@ -31,11 +31,11 @@ type layer struct {
 	done    chan struct{}
 }
 
-func newLayer(stored *store.Layer, b *blob.Blob, labels Labels, c *calm) *layer {
+func newLayer(stored *store.Layer, b *blob.Blob, labels Labels, c *calm, r *room) *layer {
 	stored.Connect(store.Blobs{
 		Wanted:     b.With(blob.Wanted),
-		Prefetch:   b.With(blob.Prefetch),
-		Background: b.With(blob.Background),
+		Prefetch:   roomy{b.With(blob.Prefetch), r},
+		Background: roomy{b.With(blob.Background), r},
 	})
 	return &layer{
 		Layer: stored, blob: b, labels: labels, calm: c,
@@ -85,6 +85,9 @@ func (l *layer) fill(ctx context.Context, c Config) {
 		err := l.fetch(ctx, c)
 		if err == nil || ctx.Err() != nil {
 			return
+		}
+		if errors.Is(err, errNoRoom) {
+			pause = looksAgain
 		}
 		again := time.After(pause)
 		if refused(err) {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/moby/buildkit/util/disk"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/blob"
@@ -31,6 +32,7 @@ type Layers struct {
 	store *store.Store
 	ahead *lookahead
 	calm  *calm
+	room  *room
 	access
 	*metrics
 
@@ -55,6 +57,7 @@ type Options struct {
 	// UserXattr marks opaque directories for an overlayfs that is mounted in a
 	// user namespace.
 	UserXattr bool
+	Limits
 	Config
 }
 
@@ -76,11 +79,13 @@ func New(root string, opts Options) (*Layers, error) {
 		Stall:         opts.Stall.Duration,
 		TempDir:       root, // which the store has made
 	})
-	return &Layers{
+	l := &Layers{
 		opts: opts, line: line, store: st, ahead: newLookahead(), calm: c, metrics: m,
 		access: access{alive: opts.Alive, grants: map[grant]struct{}{}},
 		blobs:  map[string]*blob.Blob{}, open: map[string]*layer{}, mounts: map[string]mounted{},
-	}, nil
+	}
+	l.room = &room{limits: opts.Limits, disk: func() (disk.DiskStat, error) { return disk.GetDiskStat(root) }, used: l.used}
+	return l, nil
 }
 
 // ID names a layer by the digests of the blob and of its TOC.
@@ -252,7 +257,7 @@ func (l *Layers) layer(id string, labels map[string]string) (*layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newLayer(stored, l.knownBlob(id, key.Blob), lasting(labels), l.calm), nil
+	return newLayer(stored, l.knownBlob(id, key.Blob), lasting(labels), l.calm, l.room), nil
 }
 
 // Unmount ends a mount, and the fetching of its layer with its last one.
