@@ -20,7 +20,8 @@ func OrderTar(tar []byte, order []string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return io.ReadAll(parts.ordered(bytes.NewReader(tar), order))
+	first, landmark, rest := parts.inOrder(order)
+	return io.ReadAll(orderedTar(bytes.NewReader(tar), first, landmark, rest))
 }
 
 // ReadFooter returns what the footer of a blob says.

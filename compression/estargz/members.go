@@ -76,7 +76,7 @@ func (r *Reader) members(ctx context.Context) (*members, bool, error) {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if err := m.readHeads(); err != nil {
+			if err := m.readHeads(ctx); err != nil {
 				return fmt.Errorf("estargz: member at %d: %w", m.start, err)
 			}
 			return nil
@@ -97,7 +97,7 @@ func (ms *members) largest() int64 {
 	return min(largest, MaxChunkSize)
 }
 
-func (m *oldMember) readHeads() error {
+func (m *oldMember) readHeads(ctx context.Context) error {
 	if m.start == m.end {
 		return nil // a tar that begins with contents there is not
 	}
@@ -116,15 +116,28 @@ func (m *oldMember) readHeads() error {
 			return nil
 		}
 	}
-	return m.inflate(p)
+	return m.inflate(ctx, p)
 }
 
 // syncMarker ends a deflate stream at a byte without ending the member.
 var syncMarker = []byte{0, 0, 0xff, 0xff}
 
+const (
+	// maxMarkers is how many bytes that look like the boundary are tried. That
+	// of an ordinary member is the last one, or stands before one that ends the
+	// member.
+	maxMarkers = 8
+
+	// What is decompressed to try them is at most cutRatio times the size of
+	// the member, and minCutSize more. Headers compress by less.
+	cutRatio   = 16
+	minCutSize = 64 << 10
+)
+
 // findCut finds the boundary behind the contents, with heads of that size
 // behind it. Bytes that look like one and are not do not decompress to the
-// right size; and the checksum is yet to be verified.
+// right size; and the checksum is yet to be verified. A member that takes too
+// long to search has none: its contents are compressed again.
 func (m *oldMember) findCut(p []byte, heads int64) bool {
 	if heads > maxHeads || bytes.Contains(p[1:], gzipHeader[:]) {
 		return false // several members, and the size is of the last
@@ -133,21 +146,27 @@ func (m *oldMember) findCut(p []byte, heads int64) bool {
 		m.cut, m.final = len(p), true
 		return true
 	}
-	for end := len(p); ; {
+	left := cutRatio*int64(len(p)) + minCutSize
+	end := len(p)
+	for range maxMarkers {
 		i := bytes.LastIndex(p[:end], syncMarker)
-		if i < gzipHeaderSize {
+		if i < gzipHeaderSize || left < heads {
 			return false
 		}
 		cut := i + len(syncMarker)
-		if out, ok := inflateHeads(p[cut:], heads); ok {
+		out, ok := inflateHeads(p[cut:], heads)
+		if ok {
 			m.cut, m.heads = cut, out
 			return true
 		}
+		left -= int64(len(out))
 		end = i + len(syncMarker) - 1
 	}
+	return false
 }
 
-// inflateHeads decompresses p, if all of it is a stream of n bytes.
+// inflateHeads decompresses p, and says whether all of it is a stream of n
+// bytes.
 func inflateHeads(p []byte, n int64) ([]byte, bool) {
 	r := bytes.NewReader(p)
 	z := getInflater(r)
@@ -163,8 +182,8 @@ var errManyHeads = errors.New("too many bytes behind the contents")
 
 // inflate decompresses all to get at the headers. There may be several gzip
 // members.
-func (m *oldMember) inflate(p []byte) error {
-	z, err := gzip.NewReader(bytes.NewReader(p))
+func (m *oldMember) inflate(ctx context.Context, p []byte) error {
+	z, err := gzip.NewReader(&stoppable{r: bytes.NewReader(p), stopped: ctx.Err})
 	if err != nil {
 		return err
 	}
@@ -196,9 +215,9 @@ func getInflater(r *bytes.Reader) io.Reader {
 	return z
 }
 
-// headers is the tar with zeros for contents.
-func (ms *members) headers() *io.SectionReader {
-	h := &headers{}
+// headers is the tar with zeros for contents, until ctx ends.
+func (ms *members) headers(ctx context.Context) *io.SectionReader {
+	h := &headers{stopped: ctx.Err}
 	for _, m := range ms.all {
 		m.tar = h.size
 		h.starts = append(h.starts, h.size)
@@ -212,9 +231,13 @@ type headers struct {
 	members []*oldMember
 	starts  []int64 // of each member in the tar
 	size    int64
+	stopped func() error
 }
 
 func (h *headers) ReadAt(p []byte, off int64) (int, error) {
+	if err := h.stopped(); err != nil {
+		return 0, err
+	}
 	n := 0
 	for n < len(p) {
 		at := off + int64(n)

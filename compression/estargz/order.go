@@ -130,9 +130,8 @@ func (p *parts) inOrder(order []string) (first []*part, landmark string, rest []
 	return first, landmark, rest
 }
 
-// ordered returns the tar in that order.
-func (p *parts) ordered(tar io.ReaderAt, order []string) io.Reader {
-	first, landmark, rest := p.inOrder(order)
+// orderedTar returns the tar in that order.
+func orderedTar(tar io.ReaderAt, first []*part, landmark string, rest []*part) io.Reader {
 	readers := []io.Reader{}
 	add := func(parts []*part) {
 		for _, f := range parts {
@@ -216,4 +215,17 @@ func (c *counter) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.n += int64(n)
 	return n, err
+}
+
+// A stoppable reads until stopped returns an error.
+type stoppable struct {
+	r       io.Reader
+	stopped func() error
+}
+
+func (s *stoppable) Read(p []byte) (int, error) {
+	if err := s.stopped(); err != nil {
+		return 0, err
+	}
+	return s.r.Read(p)
 }

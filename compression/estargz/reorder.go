@@ -17,6 +17,9 @@ import (
 // does not have are passed over; when none are left, NoPrefetchLandmark comes
 // first. The others follow in the order they had.
 //
+// Where files share members and reading them in that order would have the same
+// bytes decompressed many times, the named files stand in the order of src.
+//
 // It compresses nothing but headers: contents are taken over as they were
 // compressed. A blob of another writer has no boundary between contents and the
 // headers behind them, so that the last chunk of each file is compressed once
@@ -30,7 +33,7 @@ func Reorder(ctx context.Context, w io.Writer, src *Reader, order []string, opts
 		return nil, err
 	}
 	if !reusable {
-		tar, err := src.orderedTar(order)
+		tar, err := src.orderedTar(ctx, order)
 		if err != nil {
 			return nil, err
 		}
@@ -41,7 +44,7 @@ func Reorder(ctx context.Context, w io.Writer, src *Reader, order []string, opts
 	if err != nil {
 		return nil, err
 	}
-	r := &reorderer{members: members, headers: members.headers()}
+	r := &reorderer{members: members, headers: members.headers(ctx)}
 	if err := r.scan(src.entries); err != nil {
 		return nil, err
 	}

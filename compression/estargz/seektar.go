@@ -2,8 +2,11 @@ package estargz
 
 import (
 	"bufio"
+	"cmp"
+	"context"
 	"fmt"
 	"io"
+	"slices"
 	"sort"
 
 	"github.com/klauspost/compress/gzip"
@@ -14,13 +17,19 @@ import (
 // places.
 const startsApart = 64 << 10
 
+// maxSeeks is how many times the size of the tar is decompressed at most to
+// read the prioritized files in their order. It takes less time than to compress
+// the tar once.
+const maxSeeks = 4
+
 // A seekTar is the tar of a blob, to be read from anywhere. Reading on is cheap,
 // and elsewhere it starts from a member before. The order of a profile and that
 // of a layer are much the same, so that few members are decompressed more than
 // twice in another order, and the tar has to wait neither in memory nor on disk.
 type seekTar struct {
-	blob   *io.SectionReader // its members
-	starts []tarStart
+	blob    *io.SectionReader // its members
+	stopped func() error      // ends reads
+	starts  []tarStart
 
 	// What is being read.
 	in  counter
@@ -32,18 +41,40 @@ type seekTar struct {
 // A tarStart is where a member starts.
 type tarStart struct{ blob, tar int64 }
 
-// orderedTar returns the tar of the blob in another order.
-func (r *Reader) orderedTar(order []string) (io.Reader, error) {
+// orderedTar returns the tar of the blob in another order, until ctx ends. Where
+// prioritized files lie so far behind the starts of their members that each
+// would have the same bytes decompressed again, they stand in the order of the
+// tar: the members are read once.
+func (r *Reader) orderedTar(ctx context.Context, order []string) (io.Reader, error) {
 	t := &seekTar{
-		blob:   io.NewSectionReader(r.blob, 0, r.payload),
-		starts: []tarStart{{}},
-		buf:    bufio.NewReader(nil),
+		blob:    io.NewSectionReader(r.blob, 0, r.payload),
+		stopped: ctx.Err,
+		starts:  []tarStart{{}},
+		buf:     bufio.NewReader(nil),
 	}
 	parts, err := t.scan()
 	if err != nil {
 		return nil, fmt.Errorf("estargz: %w", err)
 	}
-	return parts.ordered(t, order), nil
+	size := t.pos
+	first, landmark, rest := parts.inOrder(order)
+	if t.cost(first) > maxSeeks*size {
+		slices.SortFunc(first, func(a, b *part) int { return cmp.Compare(a.start, b.start) })
+	}
+	return orderedTar(t, first, landmark, rest), nil
+}
+
+// cost returns how many bytes are decompressed to read the parts.
+func (t *seekTar) cost(parts []*part) (n int64) {
+	pos := t.pos
+	for _, f := range parts {
+		if at := t.startBefore(f.start); pos > f.start || pos < at.tar {
+			pos = at.tar
+		}
+		n += f.end - pos
+		pos = f.end
+	}
+	return n
 }
 
 // scan reads all of the tar, to find its parts and the places to start from.
@@ -62,7 +93,8 @@ func (t *seekTar) scan() (*parts, error) {
 
 // start has Read go on from there.
 func (t *seekTar) start(at tarStart) error {
-	t.in = counter{r: io.NewSectionReader(t.blob, at.blob, t.blob.Size()-at.blob), n: at.blob}
+	members := io.NewSectionReader(t.blob, at.blob, t.blob.Size()-at.blob)
+	t.in = counter{r: &stoppable{members, t.stopped}, n: at.blob}
 	t.buf.Reset(&t.in)
 	t.pos = at.tar
 	return t.member()
@@ -98,10 +130,15 @@ func (t *seekTar) Read(p []byte) (int, error) {
 	}
 }
 
+// startBefore returns the last place to start from in front of an offset.
+func (t *seekTar) startBefore(off int64) tarStart {
+	next := sort.Search(len(t.starts), func(i int) bool { return t.starts[i].tar > off })
+	return t.starts[next-1]
+}
+
 // ReadAt is for one goroutine, and reads best where the last read ended.
 func (t *seekTar) ReadAt(p []byte, off int64) (int, error) {
-	next := sort.Search(len(t.starts), func(i int) bool { return t.starts[i].tar > off })
-	if at := t.starts[next-1]; t.pos > off || t.pos < at.tar {
+	if at := t.startBefore(off); t.pos > off || t.pos < at.tar {
 		if err := t.start(at); err != nil {
 			return 0, noEOF(err)
 		}
