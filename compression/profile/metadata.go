@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
+	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 )
@@ -27,18 +29,21 @@ func BaseKey(platform string) string { return metadataKey + "base/" + platform }
 const maxPacked = 64 << 20
 
 // Pack returns the profile as a result carries it. A result may travel to the
-// client and back in messages of 16 MB, whence the compression.
+// client and back in messages of 16 MB, whence the compression. It is text, since
+// BuildKit writes what the result of a failed export carries into its history, as
+// strings of a message that must be UTF-8.
 func (p *Profile) Pack() ([]byte, error) {
 	encoded, err := p.Encode()
 	if err != nil {
 		return nil, err
 	}
 	var b bytes.Buffer
-	z := gzip.NewWriter(&b)
+	text := base64.NewEncoder(base64.StdEncoding, &b)
+	z := gzip.NewWriter(text)
 	if _, err := z.Write(encoded); err != nil {
 		return nil, fmt.Errorf("profile: %w", err)
 	}
-	if err := z.Close(); err != nil {
+	if err := errors.Join(z.Close(), text.Close()); err != nil {
 		return nil, fmt.Errorf("profile: %w", err)
 	}
 	return b.Bytes(), nil
@@ -59,7 +64,7 @@ func (r *Request) Attached(metadata map[string][]byte, platform string) (*Profil
 }
 
 func unpack(packed []byte) ([]byte, error) {
-	z, err := gzip.NewReader(bytes.NewReader(packed))
+	z, err := gzip.NewReader(base64.NewDecoder(base64.StdEncoding, bytes.NewReader(packed)))
 	if err != nil {
 		return nil, err
 	}

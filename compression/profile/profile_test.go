@@ -3,6 +3,7 @@ package profile
 import (
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 )
@@ -89,6 +90,7 @@ func TestPack(t *testing.T) {
 	}
 	packed, err := p.Pack()
 	require.NoError(t, err)
+	require.True(t, utf8.Valid(packed), "the history of builds holds text alone")
 	r, _, err := ParseRequest(nil)
 	require.NoError(t, err)
 	got, err := r.Attached(map[string][]byte{r.MetadataKey("linux/arm64/v8"): packed}, "linux/arm64/v8")
