@@ -6,6 +6,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -15,8 +17,9 @@ import (
 
 // BuildKit counts a blob once for each record that has it. It does not count what
 // is here of a lazy layer, for which the record has neither a snapshot nor a blob
-// that is here, nor the blobs that ours refer to. A ledger counts everything once,
-// for disk usage, for pruning and for the policy alike.
+// that is here, nor what was built upon one, whose record it cannot load without a
+// registry, nor layers in another order. A ledger counts everything once, for disk
+// usage, for pruning and for the policy alike.
 
 // DiskUsage says what records occupy. What several share is counted with the
 // oldest of them.
@@ -97,38 +100,92 @@ func (d *decorated) usage(ctx context.Context) ([]*client.UsageInfo, *ledger, er
 	}
 	l := newLedger()
 	for _, record := range records {
-		if err := d.enter(ctx, l, record); err != nil {
+		r, err := d.recordOf(record.ID)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := d.enterBlobs(ctx, l, record.ID, r.blob); err != nil {
+			return nil, nil, err
+		}
+		if err := d.enterSnapshot(ctx, l, record, r); err != nil {
 			return nil, nil, err
 		}
 	}
+	d.walks.keep(records)
 	return records, l, nil
 }
 
-// enter enters what a record holds.
-func (d *decorated) enter(ctx context.Context, l *ledger, record *client.UsageInfo) error {
-	r, err := d.recordOf(record.ID)
-	if err != nil {
-		return err
-	}
-	known := int64(0)
-	if err := d.enterBlobs(ctx, l, record.ID, r.blob, &known); err != nil {
-		return err
-	}
-	info, err := d.WorkerOpt.Snapshotter.Stat(ctx, r.snapshot)
-	switch {
-	case err != nil && !errdefs.IsNotFound(err):
-		return err
-	case err == nil && info.Kind == snapshots.KindCommitted:
-		usage, err := d.WorkerOpt.Snapshotter.Usage(ctx, r.snapshot)
-		if err != nil && !errdefs.IsNotFound(err) {
+func (d *decorated) enterSnapshot(ctx context.Context, l *ledger, record *client.UsageInfo, r cacheRecord) error {
+	if r.mutable != "" { // which has the data until a blob is made of it
+		m, err := d.recordOf(r.mutable)
+		if err != nil {
 			return err
 		}
-		l.hold(record.ID, d.nameOf(info), usage.Size)
-	case !r.blobOnly:
-		// BuildKit has walked a snapshot that is not committed.
-		l.hold(record.ID, "record "+record.ID, max(0, record.Size-known))
+		r.snapshot = m.snapshot
 	}
+	info, err := d.WorkerOpt.Snapshotter.Stat(ctx, r.snapshot)
+	if errdefs.IsNotFound(err) || err == nil && record.Mutable && record.InUse { // and changing
+		return nil
+	} else if err != nil {
+		return err
+	}
+	size, known := d.walks.find(record)
+	if info.Kind == snapshots.KindCommitted || !known {
+		usage, err := d.WorkerOpt.Snapshotter.Usage(ctx, r.snapshot)
+		if errdefs.IsNotFound(err) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		size = usage.Size
+	}
+	if info.Kind != snapshots.KindCommitted {
+		d.walks.add(record, size)
+	}
+	l.hold(record.ID, d.nameOf(info), size)
 	return nil
+}
+
+// walks remembers the sizes of snapshots that are not committed: each is a walk
+// through a directory. It is good until the record is used again.
+type walks struct {
+	mu    sync.Mutex
+	sizes map[walk]int64
+}
+
+type walk struct {
+	record string
+	used   time.Time
+	count  int
+}
+
+func walkOf(r *client.UsageInfo) walk { return walk{r.ID, lastUse(r), r.UsageCount} }
+
+func (w *walks) find(r *client.UsageInfo) (size int64, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	size, ok = w.sizes[walkOf(r)]
+	return size, ok
+}
+
+func (w *walks) add(r *client.UsageInfo, size int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.sizes == nil {
+		w.sizes = map[walk]int64{}
+	}
+	w.sizes[walkOf(r)] = size
+}
+
+// keep forgets all but these records.
+func (w *walks) keep(records []*client.UsageInfo) {
+	there := map[walk]bool{}
+	for _, r := range records {
+		there[walkOf(r)] = true
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	maps.DeleteFunc(w.sizes, func(at walk, _ int64) bool { return !there[at] })
 }
 
 // nameOf returns the same name for all snapshots that show one lazy layer.
@@ -141,18 +198,13 @@ func (d *decorated) nameOf(info snapshots.Info) string {
 	return "snapshot " + info.Name
 }
 
-const (
-	blobReference    = "containerd.io/gc.ref.content"
-	variantReference = blobReference + ".blob-" // BuildKit's
-)
-
 // enterBlobs enters a blob and those that it refers to: the same layer in other
-// compressions, and in other orders. To known it adds what BuildKit counts.
-func (d *decorated) enterBlobs(ctx context.Context, l *ledger, record string, blob digest.Digest, known *int64) error {
+// compressions, and in other orders.
+func (d *decorated) enterBlobs(ctx context.Context, l *ledger, record string, blob digest.Digest) error {
 	if blob == "" {
 		return nil
 	}
-	counted := map[digest.Digest]bool{blob: true}
+	seen := map[digest.Digest]bool{blob: true}
 	for todo := []digest.Digest{blob}; len(todo) > 0; todo = todo[1:] {
 		info, err := d.ContentStore().Info(ctx, todo[0])
 		if errdefs.IsNotFound(err) {
@@ -161,17 +213,12 @@ func (d *decorated) enterBlobs(ctx context.Context, l *ledger, record string, bl
 			return err
 		}
 		l.hold(record, "blob "+info.Digest.String(), info.Size)
-		byBuildKit := counted[info.Digest]
-		if byBuildKit {
-			*known += info.Size
-		}
 		for label, value := range info.Labels {
 			another := digest.Digest(value)
-			if _, ok := counted[another]; ok || !strings.HasPrefix(label, blobReference) || another.Validate() != nil {
-				continue
+			if strings.HasPrefix(label, "containerd.io/gc.ref.content") && !seen[another] && another.Validate() == nil {
+				seen[another] = true
+				todo = append(todo, another)
 			}
-			counted[another] = byBuildKit && strings.HasPrefix(label, variantReference)
-			todo = append(todo, another)
 		}
 	}
 	return nil
@@ -180,8 +227,8 @@ func (d *decorated) enterBlobs(ctx context.Context, l *ledger, record string, bl
 // A cacheRecord is what BuildKit keeps of a record.
 type cacheRecord struct {
 	snapshot string
+	mutable  string // the record that shares its snapshot
 	blob     digest.Digest
-	blobOnly bool
 }
 
 func (d *decorated) recordOf(id string) (r cacheRecord, err error) {
@@ -189,7 +236,7 @@ func (d *decorated) recordOf(id string) (r cacheRecord, err error) {
 	if !ok {
 		return r, nil
 	}
-	for key, to := range map[string]any{"cache.snapshot": &r.snapshot, "cache.blob": &r.blob, "cache.blobonly": &r.blobOnly} {
+	for key, to := range map[string]any{"cache.snapshot": &r.snapshot, "cache.equalMutable": &r.mutable, "cache.blob": &r.blob} {
 		if value := item.Get(key); value != nil {
 			if err := value.Unmarshal(to); err != nil {
 				return r, err

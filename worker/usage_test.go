@@ -68,16 +68,24 @@ func (c *fakeCache) ids() string {
 type fakeSnapshots struct {
 	snapshot.Snapshotter
 	sizes map[string]int64
+	walks *int // of active ones
 }
 
 func (s fakeSnapshots) Stat(_ context.Context, key string) (snapshots.Info, error) {
 	if _, ok := s.sizes[key]; !ok {
 		return snapshots.Info{}, errdefs.ErrNotFound
 	}
-	return snapshots.Info{Name: key, Kind: snapshots.KindCommitted}, nil
+	info := snapshots.Info{Name: key, Kind: snapshots.KindCommitted}
+	if strings.HasPrefix(key, "active") {
+		info.Kind = snapshots.KindActive
+	}
+	return info, nil
 }
 
 func (s fakeSnapshots) Usage(_ context.Context, key string) (snapshots.Usage, error) {
+	if strings.HasPrefix(key, "active") {
+		*s.walks++
+	}
 	return snapshots.Usage{Size: s.sizes[key]}, nil
 }
 
@@ -103,10 +111,11 @@ func cacheOf(t *testing.T) (*decorated, *fakeCache) {
 	require.NoError(t, err)
 	t.Cleanup(func() { store.Close() })
 	for id, values := range map[string]map[string]any{
-		"lazy":  {"cache.snapshot": "base", "cache.blob": digest.FromString("not here"), "cache.blobonly": true},
-		"again": {"cache.snapshot": "base", "cache.blobonly": true},
+		"lazy":  {"cache.snapshot": "base", "cache.blob": digest.FromString("not here")},
+		"again": {"cache.snapshot": "base"},
 		"upper": {"cache.snapshot": "upper", "cache.blob": blob},
-		"other": {"cache.snapshot": "active", "cache.blob": blob},
+		"other": {"cache.snapshot": "to be committed", "cache.equalMutable": "run", "cache.blob": blob},
+		"run":   {"cache.snapshot": "active"},
 	} {
 		item, _ := store.Get(id)
 		require.NoError(t, item.Update(func(b *bolt.Bucket) error {
@@ -126,12 +135,12 @@ func cacheOf(t *testing.T) (*decorated, *fakeCache) {
 	cm := &fakeCache{records: []*client.UsageInfo{
 		{ID: "lazy", CreatedAt: *at(1), LastUsedAt: at(1)},
 		{ID: "again", CreatedAt: *at(2), LastUsedAt: at(4)},
-		{ID: "upper", CreatedAt: *at(3), LastUsedAt: at(2), Size: 150, Parents: []string{"lazy"}},
-		{ID: "other", CreatedAt: *at(4), LastUsedAt: at(3), Size: 70},
+		{ID: "upper", CreatedAt: *at(3), LastUsedAt: at(2), Parents: []string{"lazy"}},
+		{ID: "other", CreatedAt: *at(4), LastUsedAt: at(3)},
 	}}
 	d := &decorated{Worker: &base.Worker{CacheMgr: cm, WorkerOpt: base.WorkerOpt{
 		Root: t.TempDir(), MetadataStore: store,
-		Snapshotter: fakeSnapshots{sizes: map[string]int64{"base": 600, "upper": 100}},
+		Snapshotter: fakeSnapshots{sizes: map[string]int64{"base": 600, "upper": 100, "active": 20}, walks: new(int)},
 		ContentStore: containerdsnapshot.NewContentStore(fakeContent{infos: map[digest.Digest]content.Info{
 			blob: {Digest: blob, Size: 50, Labels: map[string]string{
 				"containerd.io/gc.ref.content.buildkitd-esgz.ordered-1": ordered.String(),
@@ -144,7 +153,7 @@ func cacheOf(t *testing.T) (*decorated, *fakeCache) {
 
 // Everything is counted once, with the oldest record that has it.
 func TestDiskUsage(t *testing.T) {
-	d, _ := cacheOf(t)
+	d, cm := cacheOf(t)
 	records, err := d.DiskUsage(t.Context(), client.DiskUsageInfo{})
 	require.NoError(t, err)
 	got := map[string]int64{}
@@ -152,6 +161,18 @@ func TestDiskUsage(t *testing.T) {
 		got[record.ID] = record.Size
 	}
 	require.Equal(t, map[string]int64{"lazy": 600, "again": 0, "upper": 190, "other": 20}, got)
+	require.Equal(t, 2, walkedAfter(t, d, cm))
+}
+
+// walkedAfter says how often an active snapshot was walked through, after it was
+// asked for twice more and used once.
+func walkedAfter(t *testing.T, d *decorated, cm *fakeCache) int {
+	for range 2 {
+		_, err := d.DiskUsage(t.Context(), client.DiskUsageInfo{})
+		require.NoError(t, err)
+		cm.records[3].UsageCount = 7
+	}
+	return *d.WorkerOpt.Snapshotter.(fakeSnapshots).walks
 }
 
 // The worker hands out the slice that holds its policy.

@@ -73,6 +73,7 @@ type decorated struct {
 	*base.Worker
 	opt     Options
 	pruning sync.Mutex // held while records are chosen and deleted
+	walks   walks
 }
 
 var _ bkworker.Worker = (*decorated)(nil)
