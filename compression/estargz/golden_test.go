@@ -26,7 +26,7 @@ func TestGolden(t *testing.T) {
 	for input, tar := range map[string][]byte{
 		"ordinary": ordinary(),
 		"empty":    tarOf(t),
-		"large":    tarOf(t, file("a", text(1, 9<<20)), file("b", noise(2, 1<<20)), dir("d")),
+		"large":    tarOf(t, file("a", text(1, 4<<20+5)), file("b", noise(2, 100_000)), dir("d")),
 	} {
 		for options, opts := range map[string]estargz.Options{
 			"defaults":     {},

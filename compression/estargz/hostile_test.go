@@ -243,6 +243,9 @@ func FuzzWriter(f *testing.F) {
 				t.Fatalf("what was written cannot be read: %v", err)
 			}
 		}
+		if want, err := treeOf(input); err == nil {
+			requireShows(t, want, r)
+		}
 	})
 }
 

@@ -3,6 +3,7 @@ package estargz
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -292,10 +293,7 @@ func (old *oldMember) restore(m *member, tar []byte) error {
 
 func (old *oldMember) decompress(to, member []byte) error {
 	if old.cut > 0 {
-		z := getInflater(bytes.NewReader(member[gzipHeaderSize:old.cut]))
-		defer inflaters.Put(z)
-		_, err := io.ReadFull(z, to)
-		return err
+		return old.decompressCut(to, member)
 	}
 	z, err := gzip.NewReader(bytes.NewReader(member))
 	if err != nil {
@@ -304,4 +302,24 @@ func (old *oldMember) decompress(to, member []byte) error {
 	defer z.Close()
 	_, err = io.ReadFull(z, to)
 	return err
+}
+
+// decompressCut decompresses what stands before the boundary. Since it is taken
+// over as it is, it must be the contents and nothing else, and end where a block
+// does. What stands behind is overwritten.
+func (old *oldMember) decompressCut(to, member []byte) error {
+	p := member[gzipHeaderSize:old.cut]
+	if !old.final {
+		p = append(p, emptyFinalBlock...)
+	}
+	in := bytes.NewReader(p)
+	z := getInflater(in)
+	defer inflaters.Put(z)
+	if _, err := io.ReadFull(z, to); err != nil {
+		return err
+	}
+	if n, err := z.Read(make([]byte, 1)); n > 0 || err != io.EOF || in.Len() > 0 {
+		return errors.New("there is more before the boundary than the contents")
+	}
+	return nil
 }

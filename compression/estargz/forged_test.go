@@ -1,0 +1,75 @@
+package estargz_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"testing"
+
+	"github.com/klauspost/compress/flate"
+	"github.com/klauspost/compress/gzip"
+	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
+)
+
+// forged is a blob of the files a and b with a member for a, whose contents are
+// followed by what hide writes, at a boundary, and then by the header of b. Size
+// and checksum of the member are those without what is hidden.
+func forged(t *testing.T, hide func(w *flate.Writer, out *bytes.Buffer)) []byte {
+	t.Helper()
+	p := tarOf(t, file("a", text(1, 1024)), file("b", text(2, 512)))
+	var b bytes.Buffer
+	member := func(p []byte) {
+		z := gzip.NewWriter(&b)
+		_, err := z.Write(p)
+		require.NoError(t, err)
+		require.NoError(t, z.Close())
+	}
+	member(p[:512])
+	a := b.Len()
+	contents, heads := p[512:1536], p[1536:2048]
+	b.Write([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff})
+	w, err := flate.NewWriter(&b, 6)
+	require.NoError(t, err)
+	_, err = w.Write(contents)
+	require.NoError(t, err)
+	hide(w, &b)
+	w.Reset(&b)
+	_, err = w.Write(heads)
+	require.NoError(t, err)
+	require.NoError(t, w.Close())
+	b.Write(binary.LittleEndian.AppendUint32(nil, crc32.ChecksumIEEE(p[512:2048])))
+	b.Write(binary.LittleEndian.AppendUint32(nil, uint32(len(contents)+len(heads))))
+	end := b.Len()
+	member(p[2048:])
+	return withTOC(t, b.Bytes(), fmt.Sprintf(`{"version":1,"entries":[{"name":"a","type":"reg","size":1024,"offset":%d},{"name":"b","type":"reg","size":512,"offset":%d}]}`, a, end))
+}
+
+// TestReorderRefusesHiddenBytes: contents that are taken over as they were
+// compressed are all that they decompress to.
+func TestReorderRefusesHiddenBytes(t *testing.T) {
+	for name, hide := range map[string]func(w *flate.Writer, out *bytes.Buffer){
+		"nothing": func(w *flate.Writer, _ *bytes.Buffer) { w.Flush() },
+		"bytes":   func(w *flate.Writer, _ *bytes.Buffer) { w.Write([]byte("hidden")); w.Flush() },
+		"the end": func(w *flate.Writer, out *bytes.Buffer) { w.Close(); out.Write([]byte{0, 0, 0xff, 0xff}) },
+		"half of a block": func(w *flate.Writer, out *bytes.Buffer) {
+			w.Flush()
+			out.Write([]byte{0, 5, 0, 0xfa, 0xff, 0, 0, 0xff, 0xff})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var b bytes.Buffer
+			_, err := estargz.Reorder(context.Background(), &b, open(t, forged(t, hide)), []string{"b"}, estargz.Options{})
+			if name != "nothing" {
+				require.ErrorContains(t, err, "member at")
+				return
+			}
+			require.NoError(t, err)
+			_, err = treeOf(unpack(t, b.Bytes()))
+			require.NoError(t, err)
+		})
+	}
+}
