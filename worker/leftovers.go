@@ -84,14 +84,16 @@ func deleteOrphans(ctx context.Context, manager leases.Manager, records *metadat
 // for itself among the temporary files. Lazy layers below them answer no more,
 // and other snapshots could never be removed.
 func unmountLeftovers(dir string) error {
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return !isLeftover(m, dir), false
-	})
+	mounts, err := mountinfo.GetMounts(nil)
 	if err != nil {
 		return err
 	}
+	at := locate(dir, mounts)
 	var errs []error
 	for _, m := range slices.Backward(mounts) {
+		if !at.isLeftover(m) {
+			continue
+		}
 		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil {
 			errs = append(errs, fmt.Errorf("unmount %s, which an earlier run left: %w", m.Mountpoint, err))
 		} else if isTemporary(m) {
@@ -101,13 +103,57 @@ func unmountLeftovers(dir string) error {
 	return errors.Join(errs...)
 }
 
-func isLeftover(m *mountinfo.Info, dir string) bool {
-	if strings.HasPrefix(m.Mountpoint, filepath.Join(dir, "executor")+"/") {
-		return true
+// A place is where a directory is, as mounts tell it.
+type place struct {
+	dirs         []string // as the daemon says it, and without symbolic links
+	major, minor int      // of its filesystem
+	root         string   // its path in that
+}
+
+func locate(dir string, mounts []*mountinfo.Info) place {
+	at := place{dirs: []string{dir}}
+	if resolved, err := filepath.EvalSymlinks(dir); err == nil && resolved != dir {
+		at.dirs = append(at.dirs, resolved)
+		dir = resolved
+	}
+	var over *mountinfo.Info // the last of the longest that are above dir
+	for _, m := range mounts {
+		if isBelow(dir, m.Mountpoint) && (over == nil || len(m.Mountpoint) >= len(over.Mountpoint)) {
+			over = m
+		}
+	}
+	if over != nil {
+		rest, _ := filepath.Rel(over.Mountpoint, dir)
+		at.major, at.minor, at.root = over.Major, over.Minor, filepath.Join(over.Root, rest)
+	}
+	return at
+}
+
+// isBelow says whether a path is a directory or something in it.
+func isBelow(path, dir string) bool {
+	return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
+}
+
+func (p place) isLeftover(m *mountinfo.Info) bool {
+	for _, dir := range p.dirs {
+		if strings.HasPrefix(m.Mountpoint, filepath.Join(dir, "executor")+"/") {
+			return true
+		}
 	}
 	// Other daemons may have theirs beside ours: the directories that a mount
 	// shows say whose it is, or that nobody answers for it.
-	return isTemporary(m) && (strings.Contains(m.VFSOptions, dir+"/") || strings.Contains(m.Root, dir+"/") || isDead(m))
+	return isTemporary(m) && (p.shows(m) || isDead(m))
+}
+
+// shows says whether a mount shows something of the directory: layers of an
+// overlay, or a bind mount, whose root is told within its filesystem.
+func (p place) shows(m *mountinfo.Info) bool {
+	for _, dir := range p.dirs {
+		if strings.Contains(m.VFSOptions, "="+dir+"/") || strings.Contains(m.VFSOptions, ":"+dir+"/") {
+			return true
+		}
+	}
+	return m.Major == p.major && m.Minor == p.minor && p.root != "" && strings.HasPrefix(m.Root, p.root+"/")
 }
 
 func isTemporary(m *mountinfo.Info) bool {

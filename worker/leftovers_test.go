@@ -35,8 +35,22 @@ func TestLeftovers(t *testing.T) {
 	another := bind(filepath.Join(theirs, "snapshots/1/fs"), filepath.Join(tmp, "buildkit-mount3"))
 	content := bind(filepath.Join(theirs, "disk"), filepath.Join(ours, "content"))
 
+	disk := t.TempDir() // a filesystem of its own
+	require.NoError(t, unix.Mount("tmpfs", disk, "tmpfs", 0, ""))
+	t.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
+	onDisk := bind(filepath.Join(disk, "worker/snapshots/1/fs"), filepath.Join(tmp, "buildkit-mount4"))
+	beside := bind(filepath.Join(disk, "worker2/snapshots/1/fs"), filepath.Join(tmp, "buildkit-mount5"))
+	link := filepath.Join(t.TempDir(), "link")
+	require.NoError(t, os.Symlink(filepath.Join(disk, "worker"), link))
+	inExecutor := bind(filepath.Join(disk, "worker/snapshots/2/fs"), filepath.Join(disk, "worker/executor/id/rootfs"))
+
 	require.NoError(t, unmountLeftovers(ours))
-	for dir, left := range map[string]bool{rootfs: false, view: false, removed: false, another: true, content: true} {
+	require.DirExists(t, onDisk)
+	require.NoError(t, unmountLeftovers(link))
+	mounted, err := mountinfo.Mounted(inExecutor)
+	require.NoError(t, err)
+	require.False(t, mounted)
+	for dir, left := range map[string]bool{rootfs: false, view: false, removed: false, another: true, onDisk: false, beside: true, content: true} {
 		mounted, err := mountinfo.Mounted(dir)
 		if !left && dir != rootfs {
 			require.NoDirExists(t, dir)
