@@ -1,0 +1,193 @@
+package main
+
+import (
+	"fmt"
+	"log"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// A disturbance happens to one daemon while steps run. Undo, if it is not nil, is
+// called when they have ended.
+type disturbance struct {
+	name string
+	do   func(*rand.Rand)
+	undo func()
+}
+
+func (d *daemon) disturbances() []disturbance {
+	all := []disturbance{
+		{name: "nothing"},
+		{name: "nothing"},
+		{name: "kill", do: func(*rand.Rand) { d.kill(); d.mustStart() }},
+		{name: "kill twice", do: func(r *rand.Rand) {
+			d.kill()
+			d.mustStart()
+			time.Sleep(time.Duration(r.Int64N(int64(300 * time.Millisecond))))
+			d.kill()
+			d.mustStart()
+		}},
+		{name: "stop", do: func(*rand.Rand) {
+			// It waits for builds; a second signal cuts them off.
+			d.signal(syscall.SIGTERM)
+			time.Sleep(200 * time.Millisecond)
+			if err := d.stop(); err != nil {
+				log.Printf("%s: %v", d.name, err)
+			}
+			d.mustStart()
+		}},
+		{name: "freeze", do: func(r *rand.Rand) {
+			d.signal(syscall.SIGSTOP)
+			time.Sleep(time.Duration(r.Int64N(int64(3 * time.Second))))
+			d.signal(syscall.SIGCONT)
+		}},
+		{name: "full disk", do: func(r *rand.Rand) {
+			if err := d.fill(uint64(r.IntN(4 << 20))); err != nil {
+				log.Printf("%s: fill: %v", d.name, err)
+			}
+		}, undo: d.empty},
+		{name: "full disk and kill", do: func(r *rand.Rand) {
+			if err := d.fill(uint64(r.IntN(1 << 20))); err != nil {
+				log.Printf("%s: fill: %v", d.name, err)
+			}
+			time.Sleep(time.Duration(r.Int64N(int64(time.Second))))
+			d.kill()
+			d.empty()
+			d.mustStart()
+		}, undo: d.empty},
+	}
+	for _, f := range faults {
+		all = append(all, disturbance{
+			name: "registry: " + f.name,
+			do: func(r *rand.Rand) {
+				d.gate.oneIn.Store(int64(1 + r.IntN(3)))
+				d.gate.fault.Store(&f)
+				time.Sleep(time.Duration(r.Int64N(int64(5 * time.Second))))
+				d.gate.fault.Store(nil)
+			},
+		})
+	}
+	return all
+}
+
+func (d *daemon) empty() { _ = os.Remove(filepath.Join(d.root, "filler")) }
+
+// mustStart gives up when a daemon does not start: there is nothing to go on
+// with.
+func (d *daemon) mustStart() {
+	if err := d.start(); err != nil {
+		d.w.showLogs()
+		log.Fatalf("seed %d: %v", d.w.opt.seed, err)
+	}
+}
+
+// A gate stands before the registry, and answers some requests for blobs in its
+// own way.
+type gate struct {
+	address string
+	server  http.Server
+	forward http.Handler
+	fault   atomic.Pointer[fault]
+	oneIn   atomic.Int64 // requests are answered so
+	n       atomic.Int64 // requests while there is a fault
+}
+
+func newGate(registry string) (*gate, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	forward := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: registry})
+	forward.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
+	g := &gate{address: l.Addr().String(), forward: forward}
+	g.server.Handler = g
+	go func() { _ = g.server.Serve(l) }()
+	return g, nil
+}
+
+func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if f := g.fault.Load(); f != nil && r.Method == http.MethodGet && g.n.Add(1)%g.oneIn.Load() == 0 {
+		f.answer(g.forward, w, r)
+		return
+	}
+	g.forward.ServeHTTP(w, r)
+}
+
+// A fault answers a request.
+type fault struct {
+	name   string
+	answer func(forward http.Handler, w http.ResponseWriter, r *http.Request)
+}
+
+var faults = []fault{
+	status(http.StatusInternalServerError), status(http.StatusForbidden), status(http.StatusUnauthorized),
+	status(http.StatusNotFound), status(http.StatusTooManyRequests),
+	{"reset", func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
+		forward.ServeHTTP(&cutWriter{w, 1000, func() { panic(http.ErrAbortHandler) }}, r)
+	}},
+	{"stall", func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
+		forward.ServeHTTP(&cutWriter{w, 1000, func() {
+			w.(http.Flusher).Flush()
+			select {
+			case <-r.Context().Done():
+			case <-time.After(10 * time.Second):
+			}
+			panic(http.ErrAbortHandler)
+		}}, r)
+	}},
+	{"wrong bytes", func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
+		forward.ServeHTTP(&wrongWriter{w}, r)
+	}},
+	{"wrong range", func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
+		r.Header.Set("Range", "bytes=0-99")
+		forward.ServeHTTP(w, r)
+	}},
+	{"no ranges", func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
+		r.Header.Del("Range")
+		forward.ServeHTTP(w, r)
+	}},
+	{"slow", func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
+		time.Sleep(700 * time.Millisecond)
+		forward.ServeHTTP(w, r)
+	}},
+}
+
+func status(code int) fault {
+	return fault{fmt.Sprint(code), func(_ http.Handler, w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "a fault", code)
+	}}
+}
+
+type cutWriter struct {
+	http.ResponseWriter
+	left int
+	cut  func()
+}
+
+func (w *cutWriter) Write(p []byte) (int, error) {
+	if len(p) < w.left {
+		w.left -= len(p)
+		return w.ResponseWriter.Write(p)
+	}
+	_, _ = w.ResponseWriter.Write(p[:w.left])
+	w.cut()
+	return w.left, http.ErrBodyNotAllowed
+}
+
+type wrongWriter struct{ http.ResponseWriter }
+
+func (w *wrongWriter) Write(p []byte) (int, error) {
+	wrong := make([]byte, len(p))
+	for i, c := range p {
+		wrong[i] = c ^ 0x55
+	}
+	return w.ResponseWriter.Write(wrong)
+}
