@@ -1,11 +1,15 @@
 package estargz_test
 
 import (
+	"archive/tar"
 	"bytes"
 	"compress/gzip"
 	"context"
 	"fmt"
 	"io"
+	"runtime"
+	"strings"
+	"sync"
 	"testing"
 
 	digest "github.com/opencontainers/go-digest"
@@ -130,3 +134,126 @@ func TestReorderTriesFewMarkers(t *testing.T) {
 		})
 	}
 }
+
+// TestWriteRefusesEndlessHeaders: what stands in front of an entry is held until
+// the entry comes.
+func TestWriteRefusesEndlessHeaders(t *testing.T) {
+	xattrs := tarOf(t, file("first", "1"), file("a", "a").with(xattr("user.x", strings.Repeat("x", 500<<10))))
+	first, header := xattrs[:1024], xattrs[1024:][:501<<10]
+	require.EqualValues(t, 'x', header[156])
+	endless := &repeated{p: header, times: 100}
+	read := &readCounter{r: io.MultiReader(bytes.NewReader(first), endless)}
+	_, err := estargz.Write(context.Background(), io.Discard, read, estargz.Options{})
+	require.ErrorContains(t, err, `tar after "first"`)
+	require.ErrorContains(t, err, "bytes of headers in front of one entry")
+	require.Less(t, read.n, 6<<20)
+
+	_, err = estargz.OrderTar(bytes.Repeat(header, 100), nil)
+	require.ErrorContains(t, err, "tar at 0: more than")
+}
+
+// TestReorderRefusesManyGlobalHeaders: those are in no TOC, and each is a part
+// of the tar.
+func TestReorderRefusesManyGlobalHeaders(t *testing.T) {
+	global := tarOf(t, tarEntry{Header: tar.Header{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{"comment": "x"}}})[:1024]
+	_, err := estargz.OrderTar(bytes.Repeat(global, 5000), nil)
+	require.ErrorContains(t, err, "global headers")
+}
+
+type repeated struct {
+	p     []byte
+	times int
+	at    int
+}
+
+func (r *repeated) Read(p []byte) (int, error) {
+	if r.at == len(r.p) {
+		r.times--
+		r.at = 0
+	}
+	if r.times == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, r.p[r.at:])
+	r.at += n
+	return n, nil
+}
+
+type readCounter struct {
+	r io.Reader
+	n int
+}
+
+func (c *readCounter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += n
+	return n, err
+}
+
+// TestOpenRefusesWhatNoWriterMakes: small TOCs that need much memory.
+func TestOpenRefusesWhatNoWriterMakes(t *testing.T) {
+	many := func(n int, entry string) []byte {
+		var list []string
+		for i := range n {
+			list = append(list, fmt.Sprintf(entry, i))
+		}
+		return withTOC(t, nil, `{"version":1,"entries":[`+strings.Join(list, ",")+`]}`)
+	}
+	for want, blob := range map[string][]byte{
+		"directories have no entry of their own, beside 40 entries": many(40, `{"name":"%d`+strings.Repeat("/d", 2000)+`","type":"dir"}`),
+		"names and xattrs up to it have":                            many(40, `{"name":"%d","type":"reg","xattrs":{"user.x":"`+strings.Repeat("AAAA", 350_000)+`"}}`),
+	} {
+		_, err := estargz.Open(bytes.NewReader(blob), int64(len(blob)), estargz.OpenOptions{})
+		require.ErrorContains(t, err, want)
+	}
+}
+
+// TestReorderHoldsNoBlob: what the TOC does not name is neither read whole nor
+// kept.
+func TestReorderHoldsNoBlob(t *testing.T) {
+	const files, size = 10, 8 << 20
+	var honest, hidden []tarEntry
+	for i := range files {
+		contents := strings.Repeat("0", size-blockSize)
+		honest = append(honest, file(fmt.Sprintf("a%d", i), contents))
+		hidden = append(hidden, file("hidden", contents), file(fmt.Sprintf("a%d", i), "a"))
+	}
+	layers := map[string][]byte{}
+	layers["honest"], _ = write(t, tarOf(t, honest...), estargz.Options{Level: 1})
+	layers["hidden behind each file"], _ = write(t, tarOf(t, append(hidden, file("hidden", ""))...), estargz.Options{Level: 1})
+	random, _ := write(t, tarOf(t, file("hidden", noise(1, 12<<20)), file("hidden", "")), estargz.Options{Level: 1})
+	layers["one hidden file"] = random
+
+	peaks := map[string]uint64{}
+	for name, blob := range layers {
+		var mu sync.Mutex
+		var largest int
+		var peak uint64
+		r, err := estargz.Open(readerAt(func(p []byte, off int64) (int, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			var stats runtime.MemStats
+			if len(p) > blockSize { // not each header of a member
+				runtime.GC()
+				runtime.ReadMemStats(&stats)
+			}
+			largest, peak = max(largest, len(p)), max(peak, stats.HeapAlloc)
+			return bytes.NewReader(blob).ReadAt(p, off)
+		}), int64(len(blob)), estargz.OpenOptions{})
+		require.NoError(t, err)
+		_, err = estargz.Reorder(context.Background(), io.Discard, r, []string{"a3"}, estargz.Options{Level: 1, Pool: estargz.NewPool(1, 16<<20)})
+		require.NoError(t, err)
+		peaks[name] = peak
+		require.LessOrEqual(t, largest, 8<<20, name)
+	}
+	for name, peak := range peaks {
+		t.Logf("%s: %d MiB", name, peak>>20)
+		require.LessOrEqual(t, peak, peaks["honest"]+64<<20, name)
+	}
+}
+
+const blockSize = 512
+
+type readerAt func(p []byte, off int64) (int, error)
+
+func (f readerAt) ReadAt(p []byte, off int64) (int, error) { return f(p, off) }

@@ -199,6 +199,9 @@ func (r *Reader) link(name string, f *file) error {
 			if len(r.files) == maxTOCEntries {
 				return fmt.Errorf("more than %d directories and files", maxTOCEntries)
 			}
+			if r.implied++; r.implied > maxImplied(len(r.entries)) {
+				return fmt.Errorf("%.100q: %d directories have no entry of their own, beside %d entries", name, r.implied, len(r.entries))
+			}
 			dir = &file{entry: &Entry{Name: parent, Type: TypeDir, Mode: implicitMode}, links: 1}
 			r.files[parent] = dir
 		}

@@ -10,20 +10,39 @@ import (
 	"io"
 	"sort"
 	"sync"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sync/errgroup"
 )
 
-// maxHeads bounds the headers behind one file that are kept in memory.
-const maxHeads = 64 << 20
-
 // members are the gzip members of a blob, with the headers in them. The
 // contents stay where they are.
 type members struct {
 	all []*oldMember
 	at  map[int64]*oldMember // by offset
+
+	room headRoom
+}
+
+// A headRoom is how many more bytes of headers may be kept in memory. What is
+// written to it uses it up.
+type headRoom struct{ left atomic.Int64 }
+
+func (h *headRoom) take(n int64) bool {
+	if h.left.Add(-n) >= 0 {
+		return true
+	}
+	h.left.Add(n)
+	return false
+}
+
+func (h *headRoom) Write(p []byte) (int, error) {
+	if !h.take(int64(len(p))) {
+		return 0, errManyHeads
+	}
+	return len(p), nil
 }
 
 // An oldMember is a member of a blob that is there, or several of which only
@@ -47,6 +66,7 @@ type oldMember struct {
 // than what is held in memory.
 func (r *Reader) members(ctx context.Context) (*members, bool, error) {
 	ms := &members{at: map[int64]*oldMember{}}
+	ms.room.left.Store(maxAllHeads(len(r.entries)))
 	first := &oldMember{blob: r.blob, end: r.payload}
 	ms.all = append(ms.all, first)
 	var left int64 // of the file, behind the chunk
@@ -69,6 +89,11 @@ func (r *Reader) members(ctx context.Context) (*members, bool, error) {
 		ms.all = append(ms.all, m)
 		ms.at[e.Offset] = m
 	}
+	for _, m := range ms.all {
+		if m.end-m.start > maxDeflated(m.contents)+maxExtra {
+			return nil, false, nil
+		}
+	}
 	eg, ctx := errgroup.WithContext(ctx)
 	eg.SetLimit(4)
 	for _, m := range ms.all {
@@ -76,7 +101,7 @@ func (r *Reader) members(ctx context.Context) (*members, bool, error) {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if err := m.readHeads(ctx); err != nil {
+			if err := m.readHeads(ctx, &ms.room); err != nil {
 				return fmt.Errorf("estargz: member at %d: %w", m.start, err)
 			}
 			return nil
@@ -97,7 +122,7 @@ func (ms *members) largest() int64 {
 	return min(largest, MaxChunkSize)
 }
 
-func (m *oldMember) readHeads(ctx context.Context) error {
+func (m *oldMember) readHeads(ctx context.Context, room *headRoom) error {
 	if m.start == m.end {
 		return nil // a tar that begins with contents there is not
 	}
@@ -112,11 +137,11 @@ func (m *oldMember) readHeads(ctx context.Context) error {
 	m.sum = binary.LittleEndian.Uint32(trailer)
 	size := int64(binary.LittleEndian.Uint32(trailer[4:]))
 	if bytes.Equal(p[:gzipHeaderSize], gzipHeader[:]) && m.contents > 0 && size >= m.contents {
-		if m.findCut(p[:len(p)-gzipTrailerSize], size-m.contents) {
+		if m.findCut(p[:len(p)-gzipTrailerSize], size-m.contents, room) {
 			return nil
 		}
 	}
-	return m.inflate(ctx, p)
+	return m.inflate(ctx, p, room)
 }
 
 // syncMarker ends a deflate stream at a byte without ending the member.
@@ -138,42 +163,53 @@ const (
 // behind it. Bytes that look like one and are not do not decompress to the
 // right size; and the checksum is yet to be verified. A member that takes too
 // long to search has none: its contents are compressed again.
-func (m *oldMember) findCut(p []byte, heads int64) bool {
+func (m *oldMember) findCut(p []byte, heads int64, room *headRoom) (found bool) {
 	if heads > maxHeads || bytes.Contains(p[1:], gzipHeader[:]) {
 		return false // several members, and the size is of the last
 	}
-	if heads == 0 {
+	short := func(cut int) bool { return int64(cut) <= maxDeflated(m.contents) }
+	if heads == 0 && short(len(p)) {
 		m.cut, m.final = len(p), true
 		return true
 	}
 	left := cutRatio*int64(len(p)) + minCutSize
-	end := len(p)
+	if left < heads || !room.take(heads) {
+		return false
+	}
+	defer func() {
+		if !found {
+			room.left.Add(heads)
+		}
+	}()
+	out, end := make([]byte, heads), len(p)
 	for range maxMarkers {
 		i := bytes.LastIndex(p[:end], syncMarker)
 		if i < gzipHeaderSize || left < heads {
 			return false
 		}
 		cut := i + len(syncMarker)
-		out, ok := inflateHeads(p[cut:], heads)
-		if ok {
+		n, ok := inflateHeads(p[cut:], out)
+		if ok && short(cut) {
 			m.cut, m.heads = cut, out
 			return true
 		}
-		left -= int64(len(out))
-		end = i + len(syncMarker) - 1
+		left -= int64(n)
+		end = cut - 1
 	}
 	return false
 }
 
-// inflateHeads decompresses p, and says whether all of it is a stream of n
-// bytes.
-func inflateHeads(p []byte, n int64) ([]byte, bool) {
+// inflateHeads decompresses p into out, and says whether all of it is a stream
+// of as many bytes.
+func inflateHeads(p, out []byte) (n int, ok bool) {
 	r := bytes.NewReader(p)
 	z := getInflater(r)
 	defer inflaters.Put(z)
-	var out bytes.Buffer
-	got, err := io.Copy(&out, io.LimitReader(z, n+1))
-	return out.Bytes(), err == nil && got == n && r.Len() == 0
+	if n, err := io.ReadFull(z, out); err != nil {
+		return n, false
+	}
+	more, err := io.ReadFull(z, make([]byte, 1))
+	return len(out) + more, err == io.EOF && r.Len() == 0
 }
 
 // errManyHeads is no error of the blob: a file that a later one replaces is in
@@ -182,7 +218,7 @@ var errManyHeads = errors.New("too many bytes behind the contents")
 
 // inflate decompresses all to get at the headers. There may be several gzip
 // members.
-func (m *oldMember) inflate(ctx context.Context, p []byte) error {
+func (m *oldMember) inflate(ctx context.Context, p []byte, room *headRoom) error {
 	z, err := gzip.NewReader(&stoppable{r: bytes.NewReader(p), stopped: ctx.Err})
 	if err != nil {
 		return err
@@ -192,14 +228,14 @@ func (m *oldMember) inflate(ctx context.Context, p []byte) error {
 		return noEOF(err)
 	}
 	var heads bytes.Buffer
-	n, err := io.Copy(io.MultiWriter(&heads, sum), io.LimitReader(z, maxHeads+1))
+	n, err := io.Copy(io.MultiWriter(room, &heads, sum), io.LimitReader(z, maxHeads+1))
 	if err != nil {
 		return err
 	}
 	if n > maxHeads {
 		return errManyHeads
 	}
-	m.heads, m.sum = heads.Bytes(), sum.Sum32()
+	m.heads, m.sum = bytes.Clone(heads.Bytes()), sum.Sum32()
 	return nil
 }
 

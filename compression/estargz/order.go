@@ -26,6 +26,9 @@ type parts struct {
 	byName map[string]*part
 }
 
+// maxGlobals bounds the headers that are those of no file. Writers make one.
+const maxGlobals = 1 << 12
+
 // scanTar finds the parts of a tar. Of several files with one name the last
 // counts; a TOC and landmarks of an earlier order are left out. A tar that would
 // unpack to something else in another order is refused.
@@ -35,8 +38,11 @@ func scanTar(r io.Reader) (*parts, error) {
 	p := &parts{byName: map[string]*part{}}
 	var toc tocBuilder
 	var start int64
+	globals := 0
 	for {
+		c.limit = start + maxHeaders
 		h, err := t.Next()
+		c.limit = 0
 		if err == io.EOF {
 			return p, errors.Join(toc.check(), p.check())
 		}
@@ -49,6 +55,12 @@ func scanTar(r io.Reader) (*parts, error) {
 		}
 		if err != nil {
 			return nil, err
+		}
+		if e == nil {
+			globals++
+		}
+		if globals > maxGlobals {
+			return nil, fmt.Errorf("tar at %d: more than %d global headers", start, maxGlobals)
 		}
 		contents := c.n
 		if e != nil && e.HasContents() {
@@ -205,13 +217,18 @@ func landmarkTar(name string) []byte {
 	return b.Bytes()
 }
 
-// A counter counts what was read.
+// A counter counts what was read. It returns an error where that passes the
+// limit, unless the limit is zero.
 type counter struct {
-	r io.Reader
-	n int64
+	r     io.Reader
+	n     int64
+	limit int64
 }
 
 func (c *counter) Read(p []byte) (int, error) {
+	if c.limit > 0 && c.n >= c.limit {
+		return 0, errManyHeaders
+	}
 	n, err := c.r.Read(p)
 	c.n += int64(n)
 	return n, err

@@ -17,6 +17,7 @@ type Reader struct {
 	payload   int64 // bytes of the blob before the TOC
 	entries   []*Entry
 	files     map[string]*file
+	implied   int // directories in files without an entry
 	tocDigest digest.Digest
 }
 
@@ -94,7 +95,11 @@ func openTOC(r io.Reader) (io.Reader, int64, error) {
 }
 
 func (r *Reader) readTOC(section io.Reader, want digest.Digest) (err error) {
+	var text int64
 	r.tocDigest, err = readTOC(section, func(e *Entry) error {
+		if text += textOf(e); text > maxText(len(r.entries)+1) {
+			return fmt.Errorf("names and xattrs up to it have %d bytes, more than %d for %d entries", text, maxText(len(r.entries)+1), len(r.entries)+1)
+		}
 		c := *e
 		r.entries = append(r.entries, &c)
 		return nil

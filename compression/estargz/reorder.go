@@ -274,7 +274,11 @@ func (r *reorderer) hand() {
 // restore decompresses the contents of an old member to where a new one has
 // them, and lends the new one their compressed form.
 func (old *oldMember) restore(m *member, tar []byte) error {
-	p := make([]byte, old.end-old.start)
+	size := old.end - old.start
+	if old.cut > 0 {
+		size = int64(old.cut)
+	}
+	p := make([]byte, size)
 	if _, err := old.blob.ReadAt(p, old.start); err != nil {
 		return fmt.Errorf("estargz: member at %d: %w", old.start, noEOF(err))
 	}

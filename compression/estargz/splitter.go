@@ -20,7 +20,13 @@ const (
 	tailRoom = 8 * blockSize
 
 	readSize = 256 << 10
+
+	// maxHeaders bounds what stands in front of one entry. The tar reader takes
+	// extended headers and long names of 1 MiB each, and any number of them.
+	maxHeaders = 4 << 20
 )
+
+var errManyHeaders = fmt.Errorf("more than %d bytes of headers in front of one entry", maxHeaders)
 
 // A splitter cuts a tar into batches of members. Where it cuts depends on the
 // tar and the options alone.
@@ -51,6 +57,9 @@ type tape struct {
 func (t *tape) Read(p []byte) (int, error) {
 	n, err := t.r.Read(p)
 	if !t.paused {
+		if len(t.heads)+n > maxHeaders {
+			return 0, errManyHeaders
+		}
 		t.heads = append(t.heads, p[:n]...)
 	}
 	return n, err
@@ -127,7 +136,9 @@ func (s *splitter) contents(f *tocFile) error {
 		e := first
 		if off > 0 {
 			e = &Entry{Name: first.Name, Type: TypeChunk}
-			f.chunks = append(f.chunks, e)
+			if err := s.toc.chunk(f, e); err != nil {
+				return err
+			}
 		}
 		e.ChunkOffset = off
 		if n == int64(s.chunk) {

@@ -9,12 +9,18 @@ type tocBuilder struct {
 	files  []*tocFile
 	byName map[string]*tocFile
 	last   string // name of the last entry, for messages
+
+	count   int   // entries, replaced ones included, and implied directories
+	live    int   // names with an entry
+	implied int   // directories without one
+	text    int64 // bytes of names and xattrs
 }
 
 type tocFile struct {
 	entry    *Entry
 	chunks   []*Entry // beyond the first
 	replaced bool
+	implied  bool // stands in no TOC
 	parent   bool // has children
 	linked   bool // a hard link was made to it
 }
@@ -28,14 +34,21 @@ func (t *tocBuilder) add(e *Entry) (*tocFile, error) {
 	if name == "" && e.Type != TypeDir {
 		return nil, fmt.Errorf("tar entry %q: the root is a %s, want a directory", e.Name, e.Type)
 	}
+	if err := t.limit(e); err != nil {
+		return nil, err
+	}
 	if err := t.markParents(name, e); err != nil {
 		return nil, err
 	}
 	f := &tocFile{entry: e}
-	if old := t.byName[name]; old != nil {
+	old := t.byName[name]
+	if old != nil {
 		if err := old.replaceBy(f); err != nil {
 			return nil, err
 		}
+	}
+	if old == nil || old.implied {
+		t.live++
 	}
 	if e.Type == TypeHardlink {
 		if target := t.byName[CleanName(e.LinkName)]; target != nil {
@@ -47,6 +60,25 @@ func (t *tocBuilder) add(e *Entry) (*tocFile, error) {
 	return f, nil
 }
 
+// chunk adds one more chunk of a file.
+func (t *tocBuilder) chunk(f *tocFile, e *Entry) error {
+	f.chunks = append(f.chunks, e)
+	return t.limit(e)
+}
+
+// limit counts an entry, and refuses what no Reader accepts.
+func (t *tocBuilder) limit(e *Entry) error {
+	t.count++
+	t.text += textOf(e)
+	switch {
+	case t.count > maxBuilt:
+		return fmt.Errorf("tar entry %.100q: more than %d files, directories and chunks; split the layer, or use compression=gzip", e.Name, maxBuilt)
+	case t.text > maxText(t.count):
+		return fmt.Errorf("tar entry %.100q: names and xattrs up to it have %d bytes, more than %d for %d entries; use compression=gzip", e.Name, t.text, maxText(t.count), t.count)
+	}
+	return nil
+}
+
 // markParents marks the directories above a name. Those without an entry so
 // far get one that stands in no TOC: an unpacker makes them too.
 func (t *tocBuilder) markParents(name string, e *Entry) error {
@@ -54,7 +86,12 @@ func (t *tocBuilder) markParents(name string, e *Entry) error {
 		name = parentName(name)
 		dir := t.byName[name]
 		if dir == nil {
-			dir = &tocFile{entry: &Entry{Name: name, Type: TypeDir}}
+			t.count++
+			t.implied++
+			if t.implied > maxImplied(t.live) {
+				return fmt.Errorf("tar entry %.100q: %d directories have no entry of their own, beside %d names that have; add them to the tar", e.Name, t.implied, t.live)
+			}
+			dir = &tocFile{entry: &Entry{Name: name, Type: TypeDir}, implied: true}
 			t.byName[name] = dir
 		} else if dir.entry.Type != TypeDir {
 			return fmt.Errorf("tar entry %q lies under %q, which is a %s; put it under the directory itself", e.Name, dir.entry.Name, dir.entry.Type)

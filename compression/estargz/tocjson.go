@@ -58,9 +58,14 @@ func known(names map[int]string, id int, name string) string {
 	return name
 }
 
+const tocEnd = "\n]}\n"
+
 // encodeTOC writes the entries as the JSON of a TOC, one to a line: small, and
-// still readable.
+// still readable. What a Reader refuses it does not write.
 func encodeTOC(entries []*Entry) ([]byte, error) {
+	if len(entries) > maxTOCEntries {
+		return nil, fmt.Errorf("a TOC of %d entries is larger than readers accept, %d; split the layer", len(entries), maxTOCEntries)
+	}
 	p := fmt.Appendf(nil, "{\"version\":%d,\"entries\":[", tocVersion)
 	names := newOwnerNames()
 	for i, e := range entries {
@@ -75,7 +80,13 @@ func encodeTOC(entries []*Entry) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("TOC entry %q: %w", e.Name, err)
 		}
+		if len(b) >= maxTOCEntrySize {
+			return nil, fmt.Errorf("TOC entry %.100q: %d bytes are more than readers accept, %d; it has too many xattrs", e.Name, len(b), maxTOCEntrySize)
+		}
 		p = append(append(p, '\n'), b...)
+		if len(p)+len(tocEnd) > maxTOCSize {
+			return nil, fmt.Errorf("TOC entry %.100q: a TOC up to it is larger than readers accept, %d bytes; split the layer", e.Name, maxTOCSize)
+		}
 	}
 	return append(p, "\n]}"...), nil
 }

@@ -235,9 +235,6 @@ func (o *output) finish(entries []*Entry) (*Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(toc) > maxTOCSize {
-		return nil, fmt.Errorf("a TOC of %d bytes is larger than readers accept, %d; split the layer", len(toc), maxTOCSize)
-	}
 	offset := o.blob.n
 	if err := o.writeTOC(toc); err != nil {
 		return nil, err
