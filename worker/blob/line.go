@@ -8,9 +8,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// A Line is the process's connection to registries: one budget of connections
-// and of bytes under way for all blobs, three priorities, and what was measured
-// of each registry. It is safe for concurrent use.
+// A Line is the process's connection to registries: for each a budget of
+// connections and of bytes under way, whatever the blob, and what was measured of
+// it; and three priorities for all. It is safe for concurrent use.
 type Line struct {
 	options Options
 	queue   queue
@@ -21,15 +21,15 @@ type Line struct {
 
 // Options are those of a line. The zero value works.
 type Options struct {
-	// Connections is how many requests may run at a time. There are at least
-	// two, since half of them are kept for what is wanted. Zero means 8.
+	// Connections is how many requests to a registry may run at a time. There are
+	// at least two, since half of them are kept for what is wanted. Zero means 8.
 	Connections int
 
 	// BytesInFlight is how much may have been asked for and not be here yet. A
 	// longer range takes several requests. Zero means 256 MiB.
 	BytesInFlight int64
 
-	// Deadline is for how long a read goes on trying without getting a byte.
+	// Deadline is for how long a read goes on trying without getting 16 KiB.
 	// A request that has begun by then is not cut short. Zero means two
 	// minutes.
 	Deadline time.Duration

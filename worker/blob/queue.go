@@ -26,8 +26,9 @@ const (
 	calm = 100 * time.Millisecond
 )
 
-// A queue hands out turns at the line's connections, half of them to nobody but
-// who is waited for.
+// A queue hands out turns at connections, of which each registry has as many,
+// half of them for nobody but who is waited for: one that is slow keeps no others
+// waiting. Of those that wait, the blob goes first that has the fewest.
 //
 // What is in the background gets no turn, and pauses if it has one, while one of
 // a higher priority waits, runs or did so just now. Prefetch, which is needed
@@ -38,16 +39,23 @@ type queue struct {
 
 	mu      sync.Mutex
 	running [priorities]int
+	hosts   map[string]*load      // of the registries that have turns running
+	blobs   map[*Blob]int         // turns that run
 	comes   [priorities]int       // of those, whose bytes arrive
 	ended   [priorities]time.Time // when the last one did
 	waiting []*turn               // in the order in which they came
 	changed chan struct{}         // closed when turns come or go; nil if nobody looks
 }
 
+// A load is the turns of a registry that run, by priority.
+type load [priorities]int
+
 // A turn is the right to one connection, which a stream takes and gives back,
 // time and again.
 type turn struct {
 	queue *queue
+	blob  *Blob
+	host  string // the registry's; changes only while the turn neither runs nor waits
 
 	// The queue's lock guards what follows.
 	priority Priority
@@ -91,7 +99,7 @@ func (t *turn) release() {
 			q.comes[t.priority]--
 		}
 		t.running, t.comes = false, false
-		q.running[t.priority]--
+		q.count(t, -1)
 		q.ended[t.priority] = time.Now()
 	case t.ready != nil:
 		q.waiting = slices.DeleteFunc(q.waiting, func(w *turn) bool { return w == t })
@@ -128,15 +136,17 @@ func (t *turn) change(to func(Priority) Priority) {
 	if p == t.priority {
 		return
 	}
-	if t.running {
-		q.running[t.priority]--
-		q.running[p]++
-	}
 	if t.comes {
 		q.comes[t.priority]--
 		q.comes[p]++
 	}
+	if t.running {
+		q.count(t, -1)
+	}
 	t.priority = p
+	if t.running {
+		q.count(t, 1)
+	}
 	q.admit()
 }
 
@@ -205,7 +215,7 @@ func (q *queue) above(t *turn) <-chan struct{} {
 func (q *queue) admit() {
 	for t := q.next(); t != nil; t = q.next() {
 		q.waiting = slices.DeleteFunc(q.waiting, func(w *turn) bool { return w == t })
-		q.running[t.priority]++
+		q.count(t, 1)
 		t.running = true
 		close(t.ready)
 		t.ready = nil
@@ -216,11 +226,34 @@ func (q *queue) admit() {
 	}
 }
 
-// next is the first of the highest priority that may run.
+// count notes that a turn begins or ends.
+func (q *queue) count(t *turn, by int) {
+	if q.hosts == nil {
+		q.hosts, q.blobs = map[string]*load{}, map[*Blob]int{}
+	}
+	host := q.hosts[t.host]
+	if host == nil {
+		host = &load{}
+		q.hosts[t.host] = host
+	}
+	host[t.priority] += by
+	q.running[t.priority] += by
+	q.blobs[t.blob] += by
+	if *host == (load{}) {
+		delete(q.hosts, t.host)
+	}
+	if q.blobs[t.blob] == 0 {
+		delete(q.blobs, t.blob)
+	}
+}
+
+// next is the first of the highest priority that may run, of the blob with the
+// fewest that do.
 func (q *queue) next() *turn {
 	var best *turn
 	for _, t := range q.waiting {
-		if q.admissible(t) && (best == nil || t.priority < best.priority) {
+		if q.admissible(t) && (best == nil || t.priority < best.priority ||
+			t.priority == best.priority && q.blobs[t.blob] < q.blobs[best.blob]) {
 			best = t
 		}
 	}
@@ -228,9 +261,13 @@ func (q *queue) next() *turn {
 }
 
 func (q *queue) admissible(t *turn) bool {
-	low := q.running[Prefetch] + q.running[Background]
+	var running load
+	if host := q.hosts[t.host]; host != nil {
+		running = *host
+	}
+	low := running[Prefetch] + running[Background]
 	switch {
-	case q.running[Wanted]+low >= q.connections:
+	case running[Wanted]+low >= q.connections:
 		return false
 	case t.priority == Wanted:
 		return true

@@ -363,3 +363,29 @@ func timeOf(t *testing.T, v View, off, n int64) time.Duration {
 	require.Equal(t, n, got)
 	return time.Since(start)
 }
+
+// Of readers of the same registry, those of one blob do not keep those of another
+// waiting.
+func TestBlobsTakeTurns(t *testing.T) {
+	q := &queue{connections: 2}
+	many, few := &Blob{}, &Blob{}
+	enter := func(b *Blob) *turn {
+		turn := &turn{queue: q, blob: b, priority: Wanted}
+		q.enter(turn)
+		return turn
+	}
+	var first []*turn
+	for range 5 {
+		first = append(first, enter(many))
+	}
+	other := enter(few)
+	require.True(t, first[0].running && first[1].running)
+	require.False(t, other.running)
+	first[0].release()
+	require.True(t, other.running)
+	for _, turn := range append(first, other) {
+		turn.release()
+	}
+	require.Empty(t, q.hosts)
+	require.Empty(t, q.blobs)
+}

@@ -25,13 +25,14 @@ type Stream struct {
 	reply *reply // that is being read; nil between requests
 	host  *host  // that sent the last bytes
 	heard time.Time
+	some  int64 // bytes since then
 	trial trial
 	err   error // that Read returns from now on
 	probe bool  // any answer will do
 }
 
 func newStream(ctx context.Context, b *Blob, p Priority, want span) *Stream {
-	return &Stream{ctx: ctx, blob: b, rest: want, turn: turn{queue: &b.line.queue, priority: p}}
+	return &Stream{ctx: ctx, blob: b, rest: want, turn: turn{queue: &b.line.queue, blob: b, priority: p}}
 }
 
 // Read waits for a turn and a host if need be.
@@ -85,7 +86,7 @@ func (s *Stream) advance(p []byte) (int, error) {
 	if n > 0 {
 		s.rest.off, s.rest.n = s.rest.off+int64(n), s.rest.n-int64(n)
 		s.reply.at.n -= int64(n)
-		s.heard, s.trial = time.Now(), trial{}
+		s.hears(int64(n))
 	}
 	if s.reply.at.n == 0 {
 		s.drop()
@@ -130,10 +131,11 @@ func (s *Stream) connect() error {
 			}
 			continue
 		}
+		s.turn.host = h.host
 		if err := s.turn.take(s.ctx); err != nil {
 			return s.fail(err, false)
 		}
-		s.host, s.heard = h, time.Now()
+		s.host, s.heard, s.some = h, time.Now(), 0
 		if err := s.ask(); err != nil {
 			s.lost(err)
 		}
@@ -188,11 +190,17 @@ func (s *Stream) spool() error {
 		size = cmp.Or(s.blob.size.Load(), unknown)
 	}
 	n, err := spool.fill(s.host, pull(s.pull), size)
-	if n > 0 {
-		s.heard, s.trial = time.Now(), trial{}
-	}
+	s.hears(n)
 	s.drop()
 	return err
+}
+
+// hears begins the deadline anew when enough has come: a registry that lets it
+// trickle must not keep a reader for ever.
+func (s *Stream) hears(n int64) {
+	if s.some += n; s.some >= trickle || s.rest.n == 0 {
+		s.heard, s.some, s.trial = time.Now(), 0, trial{}
+	}
 }
 
 // spooled takes the range from the blob's spool, if it has one.

@@ -3,6 +3,7 @@ package blob
 import (
 	"context"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -124,18 +125,66 @@ func TestDeadlineToTheSecond(t *testing.T) {
 	})
 }
 
-// Each byte sets a new deadline.
-func TestDeadlineIsForOneByte(t *testing.T) {
+// Some bytes set a new deadline.
+func TestDeadlineIsForSomeBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		blob := contents(100)
+		blob := contents(100 * trickle)
 		h := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) {
 			time.Sleep(9 * time.Second)
-			cut(blob, 1, truncate)(w, r)
+			cut(blob, trickle, truncate)(w, r)
 		}}
 		start := time.Now()
-		wantRange(t, NewLine(Options{}).Open(someDigest, source(h.host())), blob, 0, 100)
+		wantRange(t, NewLine(Options{}).Open(someDigest, source(h.host())), blob, 0, int64(len(blob)))
 		require.Equal(t, 100, h.requests())
-		require.Greater(t, time.Since(start), 15*time.Minute)
+		require.Greater(t, time.Since(start), 14*time.Minute)
+	})
+}
+
+// drip answers with one byte every few seconds.
+func drip(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Range", "bytes "+strings.TrimPrefix(r.Header.Get("Range"), "bytes=")+"/1000000")
+	w.WriteHeader(http.StatusPartialContent)
+	for {
+		if _, err := w.Write([]byte{1}); err != nil {
+			return
+		}
+		select {
+		case <-time.After(3 * time.Second):
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
+// A registry that lets bytes trickle is given up, and the error says so.
+func TestTrickle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &inProcess{serve: drip}
+		start := time.Now()
+		_, err := read(t.Context(), NewLine(Options{}).Open(someDigest, source(h.host())).With(Wanted), 0, 1000000)
+		require.ErrorContains(t, err, "from registry.example: gave up after 2m0s: ")
+		require.ErrorContains(t, err, "bytes came in ")
+		require.Less(t, time.Since(start), 4*time.Minute)
+	})
+}
+
+// Whatever many readers wait for at one registry, others have connections to
+// theirs.
+func TestTrickleHoldsUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bad, blob := &inProcess{serve: drip}, contents(100_000)
+		good := &inProcess{serve: func(w http.ResponseWriter, r *http.Request) { sendBlob(w, r, blob) }}
+		elsewhere := good.host()
+		elsewhere.Host = "elsewhere.example"
+		l := NewLine(Options{})
+		slow := l.Open(someDigest, source(bad.host()))
+		for range 20 {
+			go func() { _, _ = read(t.Context(), slow.With(Wanted), 0, 1000000) }()
+		}
+		synctest.Wait()
+		start := time.Now()
+		wantRange(t, l.Open(someDigest, source(elsewhere)), blob, 0, 100_000)
+		require.Less(t, time.Since(start), time.Second)
 	})
 }
 

@@ -20,7 +20,7 @@ type Config struct {
 	NoPrefetch bool `toml:"noprefetch"`
 	// NoBackgroundFetch leaves all others to it.
 	NoBackgroundFetch bool `toml:"no_background_fetch"`
-	// Connections is how many requests to registries run at once.
+	// Connections is how many requests to one registry run at once.
 	Connections int `toml:"max_concurrency"`
 	// BytesInFlight bounds what all of them have asked for, in bytes.
 	BytesInFlight int64 `toml:"bytes_in_flight"`
