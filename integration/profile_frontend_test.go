@@ -38,14 +38,7 @@ func TestProfileOfOtherFrontends(t *testing.T) {
 	require.Equal(t, digestsOf(below), digestsOf(layers[:len(below)]))
 	all := prioritized(t, onlyImage(t, image))
 	require.Equal(t, "new", all[len(all)-1])
-	for _, layer := range below {
-		found, err := filepath.Glob(filepath.Join(d.dir, "root", "runc-stargz", "content", "blobs", "sha256", layer.Digest.Encoded()))
-		require.NoError(t, err)
-		require.Empty(t, found, "a layer of the base was pulled")
-	}
-	blobs, err := filepath.Glob(filepath.Join(d.dir, "root", "runc-stargz", "content", "blobs", "sha256", layers[len(below)].Digest.Encoded()))
-	require.NoError(t, err)
-	require.Len(t, blobs, 1, "the place of blobs")
+	requireNotPulled(t, d, below)
 }
 
 func digestsOf(layers []ocispecs.Descriptor) (digests []string) {

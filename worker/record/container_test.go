@@ -266,6 +266,7 @@ func noProcess(t *testing.T, argument string) {
 	}
 }
 
+// within is for what would take forever otherwise: the limit is no measure.
 func within(t *testing.T, limit time.Duration, do func()) {
 	t.Helper()
 	begin := time.Now()

@@ -24,15 +24,14 @@ func TestEnds(t *testing.T) {
 	}{
 		{"exit", Options{}, []string{"sh", "-c", "cat /data/a; exit 3"}, EndExit, []string{"a"}},
 		{"crash", Options{}, []string{"workload", "crash"}, EndExit, nil},
-		{"idle", Options{Period: long, Idle: 300 * time.Millisecond}, []string{"sh", "-c", "cat /data/a; sleep 4711"}, EndIdle, []string{"a"}},
-		{"idle starts again", Options{Period: long, Idle: 800 * time.Millisecond}, []string{"sh", "-c", "cat /data/a; sleep 0.5; cat /data/b; sleep 0.5; cat /data/unread; sleep 4711"}, EndIdle, []string{"a", "b", "unread"}},
-		{"period", Options{Period: 500 * time.Millisecond, Idle: long}, []string{"sh", "-c", "cat /data/a; sleep 4711; cat /data/b"}, EndPeriod, []string{"a"}},
+		{"idle", Options{Period: long, Idle: 2 * time.Second}, []string{"sh", "-c", "cat /data/a; sleep 4711"}, EndIdle, []string{"a"}},
+		{"period", Options{Period: 2 * time.Second, Idle: long}, []string{"sh", "-c", "cat /data/a; sleep 4711; cat /data/b"}, EndPeriod, []string{"a"}},
 		{"ready", Options{Period: long, Idle: long, Ready: "^listening on [0-9]+$"}, []string{"sh", "-c", "cat /data/a; echo; echo listening on 80; sleep 4711; cat /data/b"}, EndReady, []string{"a"}},
 		{"ready on stderr", Options{Period: long, Idle: long, Ready: "up"}, []string{"sh", "-c", "printf 'is u' >&2; sleep 0.1; printf p >&2; sleep 4711"}, EndReady, nil},
-		{"ignores TERM", Options{Period: long, Idle: 200 * time.Millisecond, Grace: 300 * time.Millisecond}, []string{"workload", "stubborn", "4711"}, EndIdle, nil},
-		{"ends by TERM", Options{Period: long, Idle: 200 * time.Millisecond, Grace: long}, []string{"workload", "polite", "4711"}, EndIdle, nil},
-		{"daemons", Options{Period: long, Idle: 300 * time.Millisecond}, []string{"sh", "-c", "(setsid sh -c '(sleep 4711 & sleep 4711) &' ); cat /data/a; sleep 4711"}, EndIdle, []string{"a"}},
-		{"stubborn daemons", Options{Period: long, Idle: 300 * time.Millisecond, Grace: 300 * time.Millisecond}, []string{"sh", "-c", "(setsid workload stubborn 4711 &); (setsid workload stubborn 4711 &); cat /data/a; exec workload stubborn 4711"}, EndIdle, []string{"a"}},
+		{"ignores TERM", Options{Period: long, Idle: long, Ready: "up", Grace: 300 * time.Millisecond}, []string{"sh", "-c", "echo up; exec workload stubborn 4711"}, EndReady, nil},
+		{"ends by TERM", Options{Period: long, Idle: long, Ready: "polite", Grace: long}, []string{"workload", "polite", "4711"}, EndReady, nil},
+		{"daemons", Options{Period: long, Idle: long, Ready: "up"}, []string{"sh", "-c", "(setsid sh -c '(sleep 4711 & sleep 4711) &' ); cat /data/a; echo up; sleep 4711"}, EndReady, []string{"a"}},
+		{"stubborn daemons", Options{Period: long, Idle: long, Ready: "up", Grace: 300 * time.Millisecond}, []string{"sh", "-c", "(setsid workload stubborn 4711 &); (setsid workload stubborn 4711 &); cat /data/a; echo up; exec workload stubborn 4711"}, EndReady, []string{"a"}},
 		{"daemons left behind", Options{}, []string{"sh", "-c", "(setsid sh -c '(sleep 4711 & sleep 4711) &' ); cat /data/a"}, EndExit, []string{"a"}},
 		{"full disk", Options{}, []string{"sh", "-c", "cat /data/a; dd if=/dev/zero of=/dev/shm/fill bs=1M; cat /data/b"}, EndExit, []string{"a", "b"}},
 		{"no such binary", Options{}, []string{"/bin/missing"}, EndStart, nil},
@@ -47,7 +46,7 @@ func TestEnds(t *testing.T) {
 			check(t, os.Chmod(s.lower+"/data/alien", 0o755))
 			var p *profile.Profile
 			var sum Summary
-			within(t, 5*time.Second, func() { p, sum = s.record(test.opts, test.args...) })
+			within(t, time.Minute, func() { p, sum = s.record(test.opts, test.args...) })
 			noProcess(t, "4711")
 			if sum.End != test.end {
 				t.Errorf("ended by %s, want %s", sum.End, test.end)
@@ -81,7 +80,7 @@ func TestFullDisk(t *testing.T) {
 			check(t, errors.Join(os.Mkdir(s.upper, 0o755), os.Mkdir(s.work, 0o755)))
 			var p *profile.Profile
 			var sum Summary
-			within(t, 20*time.Second, func() {
+			within(t, time.Minute, func() {
 				p, sum = s.record(Options{Period: -1, Idle: -1, Grace: time.Hour}, "sh", "-c", test.script)
 			})
 			wantPaths(t, p, "a")
@@ -98,7 +97,7 @@ func TestFullDisk(t *testing.T) {
 
 func TestGracefulEnd(t *testing.T) {
 	s := newSandbox(t)
-	s.record(Options{Idle: 200 * time.Millisecond}, "workload", "polite")
+	s.record(Options{Period: -1, Idle: -1, Ready: "polite"}, "workload", "polite")
 	if !strings.Contains(s.stdout.String(), "bye") {
 		t.Errorf("stdout is %q", s.stdout.String())
 	}
@@ -107,8 +106,8 @@ func TestGracefulEnd(t *testing.T) {
 func TestCancelledBuild(t *testing.T) {
 	s := newSandbox(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	time.AfterFunc(500*time.Millisecond, cancel)
-	err := s.runContext(ctx, Options{Period: -1, Idle: -1, IgnoreExit: true}, "sleep", "4711")
+	s.stdout.first = cancel
+	err := s.runContext(ctx, Options{Period: -1, Idle: -1, IgnoreExit: true}, "sh", "-c", "echo; sleep 4711")
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}

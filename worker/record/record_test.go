@@ -40,7 +40,7 @@ func TestReads(t *testing.T) {
 		{"directory", "for f in /data/*; do :; done", nil},
 		{"deleted in the image", "cat /data/whiteout", nil},
 		{"named pipe", "cat /data/a >/data/pipe & cat /data/pipe; wait", []string{"a"}},
-		{"daemon", "(setsid cat /data/a &) ; sleep 0.3", []string{"a"}},
+		{"daemon", "(setsid sh -c 'cat /data/a; echo >/data/made' &); while ! cat /data/made; do sleep 0.1; done", []string{"a"}},
 		{"everything deleted", "cat /data/a; rm -rf /data /bin /etc", []string{"a"}},
 		{"another user", "su app -c 'cat /data/a /data/secret'", []string{"a"}},
 		{"another root", "workload chroot /data/dir /target", []string{"dir/target"}},
