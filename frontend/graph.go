@@ -33,8 +33,9 @@ func parse(def *pb.Definition) (*graph, error) {
 			return nil, fmt.Errorf("operation %d: %w", i, err)
 		}
 		if i == len(def.Def)-1 {
-			if len(op.Inputs) != 1 {
-				return nil, fmt.Errorf("definition with %d results", len(op.Inputs))
+			// BuildKit takes the first as well, if a client sends others.
+			if len(op.Inputs) == 0 {
+				return nil, fmt.Errorf("definition without a result")
 			}
 			g.head = op.Inputs[0]
 			return g, nil

@@ -121,6 +121,21 @@ func TestParseHostile(t *testing.T) {
 	}
 }
 
+// A client may name more results than the one that counts.
+func TestSeveralResults(t *testing.T) {
+	def, err := run(llb.Scratch(), "one").Root().Marshal(t.Context())
+	require.NoError(t, err)
+	two := def.ToPB()
+	var end pb.Op
+	require.NoError(t, end.Unmarshal(two.Def[len(two.Def)-1]))
+	end.Inputs = append(end.Inputs, end.Inputs[0])
+	two.Def[len(two.Def)-1], err = end.Marshal()
+	require.NoError(t, err)
+	g, err := parse(two)
+	require.NoError(t, err)
+	require.Len(t, g.steps(), 1)
+}
+
 func TestMarkKeepsWhatItDoesNotTouch(t *testing.T) {
 	one := run(llb.Scratch().File(llb.Mkdir("/a", 0o700), llb.IgnoreCache), "one").Root()
 	g := graphOf(t, run(one, "two").Root())

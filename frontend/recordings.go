@@ -72,7 +72,8 @@ func (rec *recordings) entrypoint(ctx context.Context, r *profile.Request) error
 	}
 	def, err := w.on(ctx, rec.built.to)
 	if err != nil {
-		return err
+		rec.warn(ctx, rec.built.to.head, "%v", err)
+		return nil
 	}
 	return rec.record(ctx, def)
 }
@@ -102,7 +103,7 @@ func (rec *recordings) record(ctx context.Context, defs ...*pb.Definition) error
 func anew(def *pb.Definition) *pb.Definition {
 	again := def.CloneVT()
 	var end pb.Op
-	if err := end.Unmarshal(again.Def[len(again.Def)-1]); err != nil || len(end.Inputs) != 1 {
+	if err := end.Unmarshal(again.Def[len(again.Def)-1]); err != nil || len(end.Inputs) == 0 {
 		return def
 	}
 	if m := again.Metadata[end.Inputs[0].Digest]; m != nil {

@@ -69,6 +69,10 @@ func TestProfileIsIsolated(t *testing.T) {
 	// The image's, the shell's, and what BuildKit gives every step.
 	require.Regexp(t, `environment: HOME (OTEL_\S+ )*PATH PWD SHLVL (TRACEPARENT )?\n`, logs)
 
+	p = build("--output", profiled(image+"-run", "estargz-profile=run"))
+	require.Empty(t, p.warnings)
+	requireNowhere(t, image+"-run", secret)
+
 	build("--output", estargz(image+"-none"))
 	requireOnlyOrdered(t, image+"-none", image)
 	for _, name := range []string{image, image + "-cache"} {

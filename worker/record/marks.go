@@ -143,7 +143,7 @@ func countsOutputs(exec *pb.ExecOp) bool {
 		switch {
 		case mount == nil:
 			return false
-		case mount.Output == int64(pb.SkipOutput):
+		case !isOutput(mount):
 		case mount.Output != n || mount.MountType != pb.MountType_BIND:
 			return false
 		default:
@@ -155,9 +155,19 @@ func countsOutputs(exec *pb.ExecOp) bool {
 
 func outputs(exec *pb.ExecOp) (n int64) {
 	for _, mount := range exec.GetMounts() {
-		if mount.Output != int64(pb.SkipOutput) {
+		if isOutput(mount) {
 			n++
 		}
 	}
 	return n
+}
+
+// isOutput tells whether a mount becomes a result. Secrets and the like do not,
+// although the number of their output is often zero, that of the root.
+func isOutput(mount *pb.Mount) bool {
+	switch mount.MountType {
+	case pb.MountType_SECRET, pb.MountType_SSH, pb.MountType_TMPFS:
+		return false
+	}
+	return mount.Output != int64(pb.SkipOutput)
 }

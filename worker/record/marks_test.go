@@ -137,6 +137,17 @@ func TestResolve(t *testing.T) {
 	}
 }
 
+// A secret has the number of the root's output, and is none.
+func TestMarkBesideSecrets(t *testing.T) {
+	for _, kind := range []pb.MountType{pb.MountType_SECRET, pb.MountType_SSH, pb.MountType_TMPFS} {
+		marks, exec := NewMarks(), command(&pb.Mount{Dest: "/x", Input: int64(pb.Empty), MountType: kind}, &pb.Mount{Dest: "/y", Output: 1})
+		check(t, marks.Put(exec, Options{}))
+		if _, output := marks.Of(exec); output == nil || output.Output != 2 {
+			t.Errorf("%s: %v", kind, exec)
+		}
+	}
+}
+
 func TestUnmarkable(t *testing.T) {
 	const skip = int64(pb.SkipOutput)
 	for name, exec := range map[string]*pb.ExecOp{
