@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/cache/metadata"
 	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/buildkit/util/bklog"
@@ -38,8 +39,30 @@ func withoutLeftovers(cfg config.OCIConfig, open func(string) (snapshots.Snapsho
 				_ = os.RemoveAll(filepath.Dir(file))
 			}
 		}
-		return open(dir)
+		s, err := open(dir)
+		if err != nil {
+			return nil, err
+		}
+		if err := collect(s); err != nil {
+			bklog.L.WithError(err).Warn("directories of snapshots that an earlier run left may stay on disk")
+		}
+		return s, nil
 	}
+}
+
+// collect removes the directories that no snapshot has: one that was removed or
+// not yet made when the daemon was killed. Garbage collection would look for them
+// after the next snapshot is removed only.
+func collect(s snapshots.Snapshotter) error {
+	cleaner, ok := s.(snapshots.Cleaner)
+	if !ok {
+		return nil
+	}
+	err := cleaner.Cleanup(context.Background())
+	if errdefs.IsNotFound(err) || errdefs.IsNotImplemented(err) {
+		return nil // there are no snapshots, or another process looks after them
+	}
+	return err
 }
 
 // endLeftover ends a container that a killed daemon may have left running. It

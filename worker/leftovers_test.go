@@ -7,8 +7,11 @@ import (
 
 	"github.com/containerd/containerd/v2/core/leases"
 	ctdmetadata "github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/moby/buildkit/cache/metadata"
+	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/sys/mountinfo"
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
@@ -88,4 +91,51 @@ func TestOrphans(t *testing.T) {
 		ids = append(ids, lease.ID)
 	}
 	require.ElementsMatch(t, []string{"known", "known-variants", "others"}, ids)
+}
+
+// What only the disk knows of goes when the daemon starts, and nothing else.
+func TestCollectLeftovers(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("snapshots need root")
+	}
+	ctx := namespaces.WithNamespace(t.Context(), "buildkit")
+	dir := filepath.Join(t.TempDir(), "snapshots")
+	open := func() snapshots.Snapshotter {
+		s, err := withoutLeftovers(config.OCIConfig{}, func(root string) (snapshots.Snapshotter, error) {
+			return overlay.NewSnapshotter(root, overlay.AsynchronousRemove)
+		})(dir)
+		require.NoError(t, err)
+		return s
+	}
+	s := open()
+	for _, key := range []string{"kept", "removed"} {
+		_, err := s.Prepare(ctx, key, "")
+		require.NoError(t, err)
+	}
+	require.NoError(t, s.Commit(ctx, "committed", "kept"))
+	_, err := s.Prepare(ctx, "active", "committed")
+	require.NoError(t, err)
+	require.NoError(t, s.Remove(ctx, "removed")) // the directory stays until Cleanup
+	require.NoError(t, s.Close())
+	snapshotDirs := filepath.Join(dir, "snapshots")
+	require.NoError(t, os.Mkdir(filepath.Join(snapshotDirs, "new-1"), 0o700)) // for one that was never made
+	require.Len(t, names(t, snapshotDirs), 4)
+
+	s = open()
+	defer s.Close()
+	require.Equal(t, []string{"1", "3"}, names(t, snapshotDirs))
+	for _, key := range []string{"committed", "active"} {
+		_, err := s.Stat(ctx, key)
+		require.NoError(t, err)
+	}
+}
+
+func names(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
 }
