@@ -163,7 +163,7 @@ var endOfTar [2 * blockSize]byte
 // file that a hard link shares.
 func (p *parts) take(to []*part, name string) []*part {
 	f := p.byName[name]
-	if f == nil || f.taken {
+	if f == nil || f.taken || f.replaced {
 		return to
 	}
 	f.taken = true

@@ -138,3 +138,15 @@ func BenchmarkReorder(b *testing.B) {
 		require.NoError(b, err)
 	}
 }
+
+// TestReorderLandmark: a landmark of an earlier order is a file of an unpacked
+// layer, which a workload may read.
+func TestReorderLandmark(t *testing.T) {
+	plain, _ := write(t, tarOf(t, file("a", "a"), file("b", "b")), estargz.Options{})
+	for _, first := range [][]string{{"b"}, {}} {
+		ordered, _ := reorder(t, plain, first, estargz.Options{})
+		again, _ := reorder(t, ordered, []string{"/.prefetch.landmark", ".no.prefetch.landmark", "b"}, estargz.Options{})
+		want, _ := reorder(t, plain, []string{"b"}, estargz.Options{})
+		require.Equal(t, want, again)
+	}
+}

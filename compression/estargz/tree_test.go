@@ -91,7 +91,12 @@ func (t tree) isDir(name string) bool {
 	return t[name] != nil && (strings.HasPrefix(*t[name], "dir") || strings.HasPrefix(*t[name], "implied"))
 }
 
+// describe leaves out what is no part of a file: a header may have a target where
+// there is no link.
 func describe(kind string, h tar.Header, contents []byte) *string {
+	if kind != string(tar.TypeSymlink) {
+		h.Linkname = ""
+	}
 	s := fmt.Sprintf("%s %o %d %d %q %d:%d %s %q", kind, h.Mode, h.Uid, h.Gid, h.Linkname, h.Devmajor, h.Devminor, h.ModTime.UTC(), contents)
 	return &s
 }

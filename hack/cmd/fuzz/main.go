@@ -25,7 +25,7 @@ func main() {
 	log.SetFlags(0)
 	limits := limits{}
 	flag.DurationVar(&limits.total, "time", time.Minute, "how long each target runs")
-	flag.DurationVar(&limits.stall, "stall", 30*time.Second, "fail a target that has run no input for this long")
+	flag.DurationVar(&limits.stall, "stall", time.Minute, "fail a target that has run no input for this long")
 	run := flag.String("run", ".", "run only the targets that match this regular expression")
 	flag.Parse()
 	match, err := regexp.Compile(*run)
