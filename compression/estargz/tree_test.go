@@ -92,10 +92,13 @@ func (t tree) isDir(name string) bool {
 }
 
 // describe leaves out what is no part of a file: a header may have a target where
-// there is no link.
+// there is no link, and numbers where there is no device.
 func describe(kind string, h tar.Header, contents []byte) *string {
 	if kind != string(tar.TypeSymlink) {
 		h.Linkname = ""
+	}
+	if kind != string(tar.TypeChar) && kind != string(tar.TypeBlock) {
+		h.Devmajor, h.Devminor = 0, 0
 	}
 	s := fmt.Sprintf("%s %o %d %d %q %d:%d %s %q", kind, h.Mode, h.Uid, h.Gid, h.Linkname, h.Devmajor, h.Devminor, h.ModTime.UTC(), contents)
 	return &s
