@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"io"
+	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/flate"
@@ -71,5 +73,37 @@ func TestReorderRefusesHiddenBytes(t *testing.T) {
 			_, err = treeOf(unpack(t, b.Bytes()))
 			require.NoError(t, err)
 		})
+	}
+}
+
+// TestReorderRefusesFilesBehindTOC: who unpacks the layer gets them.
+func TestReorderRefusesFilesBehindTOC(t *testing.T) {
+	plain, _ := write(t, tarOf(t, file("a", "a")), estargz.Options{})
+	a, _ := open(t, plain).Lookup("a")
+	entry := fmt.Sprintf(`{"version":1,"entries":[{"name":"a","type":"reg","size":1,"offset":%d}]}`, a.Offset)
+	for _, size := range []int{len(entry), 512, 600} { // padded or not
+		toc := entry + strings.Repeat(" ", size-len(entry))
+		inTar := tarOf(t, file(estargz.TOCName, toc))
+		for behind, hidden := range map[string][]byte{
+			"a file":          tarOf(t, file("hidden", "h")),
+			"endless headers": bytes.Repeat(tarOf(t, file("h", "h").with(xattr("user.x", strings.Repeat("x", 500<<10))))[:501<<10], 3),
+			"the end":         tarOf(t),
+		} {
+			var b bytes.Buffer
+			b.Write(plain[:a.MemberEnd()])
+			for _, p := range [][]byte{inTar[:len(inTar)-1024], hidden} {
+				z := gzip.NewWriter(&b)
+				_, err := z.Write(p)
+				require.NoError(t, err)
+				require.NoError(t, z.Close())
+			}
+			b.Write(estargz.FooterBytes(a.MemberEnd()))
+			_, err := estargz.Reorder(context.Background(), io.Discard, open(t, b.Bytes()), nil, estargz.Options{})
+			if behind == "the end" {
+				require.NoError(t, err)
+				continue
+			}
+			require.ErrorContains(t, err, "files stand behind the TOC", behind)
+		}
 	}
 }

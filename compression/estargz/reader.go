@@ -19,6 +19,7 @@ type Reader struct {
 	files     map[string]*file
 	implied   int // directories in files without an entry
 	tocDigest digest.Digest
+	whole     bool // no file of the tar stands behind the TOC
 }
 
 // OpenOptions says how a blob is opened. The zero value fits a blob that
@@ -72,15 +73,21 @@ func Detect(blob io.ReaderAt, size int64) bool {
 	return err == nil
 }
 
-// openTOC finds the JSON of the TOC and its length in the gzip member that
-// holds it.
-func openTOC(r io.Reader) (io.Reader, int64, error) {
+// A tocReader reads the JSON of a TOC.
+type tocReader struct {
+	*tar.Reader
+	in io.LimitedReader // of the section that starts with the TOC, decompressed
+}
+
+// openTOC finds the JSON of the TOC and its length in what is compressed behind
+// the payload.
+func openTOC(r io.Reader) (*tocReader, int64, error) {
 	z, err := gzip.NewReader(r)
 	if err != nil {
 		return nil, 0, err
 	}
-	z.Multistream(false)
-	t := tar.NewReader(z)
+	t := &tocReader{in: io.LimitedReader{R: z, N: maxTOCSize + maxBehindTOC}}
+	t.Reader = tar.NewReader(&t.in)
 	h, err := t.Next()
 	if err != nil {
 		return nil, 0, err
@@ -94,9 +101,23 @@ func openTOC(r io.Reader) (io.Reader, int64, error) {
 	return t, h.Size, nil
 }
 
-func (r *Reader) readTOC(section io.Reader, want digest.Digest) (err error) {
+// maxBehindTOC is how much is read to find the end of the archive.
+const maxBehindTOC = 64 << 10
+
+// isLast says whether the archive ends behind the TOC, which was read.
+func (t *tocReader) isLast() bool {
+	t.in.N = maxBehindTOC
+	_, err := t.Next()
+	return err == io.EOF && t.in.N > 0
+}
+
+func (r *Reader) readTOC(section io.Reader, want digest.Digest) error {
+	toc, _, err := openTOC(section)
+	if err != nil {
+		return err
+	}
 	var text int64
-	r.tocDigest, err = readTOC(section, func(e *Entry) error {
+	r.tocDigest, err = readTOC(toc, func(e *Entry) error {
 		if text += textOf(e); text > maxText(len(r.entries)+1) {
 			return fmt.Errorf("names and xattrs up to it have %d bytes, more than %d for %d entries", text, maxText(len(r.entries)+1), len(r.entries)+1)
 		}
@@ -105,7 +126,10 @@ func (r *Reader) readTOC(section io.Reader, want digest.Digest) (err error) {
 		return nil
 	})
 	if err == nil && want != "" && r.tocDigest != want {
-		return fmt.Errorf("its digest is %s, want %s", r.tocDigest, want)
+		err = fmt.Errorf("its digest is %s, want %s", r.tocDigest, want)
+	}
+	if err == nil {
+		r.whole = toc.isLast()
 	}
 	return err
 }

@@ -29,6 +29,9 @@ import (
 //
 // The checksum of every member is verified on the way.
 func Reorder(ctx context.Context, w io.Writer, src *Reader, order []string, opts Options) (*Info, error) {
+	if !src.whole {
+		return nil, errors.New("estargz: files stand behind the TOC, which it cannot name")
+	}
 	members, reusable, err := src.members(ctx)
 	if err != nil {
 		return nil, err

@@ -50,7 +50,11 @@ func (t *tailReader) ReadAt(p []byte, off int64) (int, error) {
 // Whether the TOC has the digest that is wanted is known at the end. What each
 // did until then must not count when ReadTOC returns an error.
 func ReadTOC(r io.Reader, want digest.Digest, each func(*Entry) error) error {
-	got, err := readTOC(r, each)
+	var got digest.Digest
+	toc, _, err := openTOC(r)
+	if err == nil {
+		got, err = readTOC(toc, each)
+	}
 	if err == nil && got != want {
 		err = fmt.Errorf("its digest is %s, want %s", got, want)
 	}
@@ -61,13 +65,9 @@ func ReadTOC(r io.Reader, want digest.Digest, each func(*Entry) error) error {
 }
 
 // readTOC decodes a TOC and returns its digest.
-func readTOC(r io.Reader, each func(*Entry) error) (digest.Digest, error) {
-	toc, _, err := openTOC(r)
-	if err != nil {
-		return "", err
-	}
+func readTOC(json io.Reader, each func(*Entry) error) (digest.Digest, error) {
 	sum := sha256.New()
-	toc = io.TeeReader(toc, sum)
+	toc := io.TeeReader(json, sum)
 	var file string // that chunks continue
 	if err := decodeTOC(toc, func(e *Entry) error {
 		if err := e.clean(&file); err != nil {
