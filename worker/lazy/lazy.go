@@ -219,20 +219,48 @@ func (l *Layers) Mount(id, dir string, labels map[string]string) error {
 	if err := lazyfs.Clear(dir); err != nil {
 		return err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	layer, err := l.layer(id, labels)
+	layer, err := l.acquire(id, labels)
 	if err != nil {
 		return err
 	}
 	server, err := lazyfs.Mount(dir, layer, lazyfs.Options{UserXattr: l.opts.UserXattr, NoPassthrough: l.opts.noPassthrough()})
 	if err != nil {
+		l.release(id)
 		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mounts[dir] = mounted{id: id, server: server}
+	return nil
+}
+
+// acquire returns the layer with this ID for one more mount.
+func (l *Layers) acquire(id string, labels map[string]string) (*layer, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	layer, err := l.layer(id, labels)
+	if err != nil {
+		return nil, err
 	}
 	layer.mounts++
 	l.open[id] = layer
-	l.mounts[dir] = mounted{id: id, server: server}
-	return nil
+	return layer, nil
+}
+
+// release ends a mount of a layer, and with its last one the fetching.
+func (l *Layers) release(id string) {
+	l.mu.Lock()
+	layer := l.open[id]
+	layer.mounts--
+	last := layer.mounts == 0
+	if last {
+		delete(l.open, id)
+		delete(l.blobs, id)
+	}
+	l.mu.Unlock()
+	if last {
+		layer.stop()
+	}
 }
 
 // Mounted says whether a layer is still shown in a directory.
@@ -263,20 +291,22 @@ func (l *Layers) layer(id string, labels map[string]string) (*layer, error) {
 // Unmount ends a mount, and the fetching of its layer with its last one.
 func (l *Layers) Unmount(dir string) error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	m, ok := l.mounts[dir]
+	l.mu.Unlock()
 	if !ok {
 		return fmt.Errorf("no layer is mounted in %s", dir)
 	}
 	if err := m.server.Unmount(); err != nil {
 		return err
 	}
-	delete(l.mounts, dir)
-	layer := l.open[m.id]
-	if layer.mounts--; layer.mounts == 0 {
-		layer.stop()
-		delete(l.open, m.id)
-		delete(l.blobs, m.id)
+	l.mu.Lock()
+	again := l.mounts[dir] != m // somebody else unmounted it, too
+	if !again {
+		delete(l.mounts, dir)
+	}
+	l.mu.Unlock()
+	if !again {
+		l.release(m.id)
 	}
 	return nil
 }
@@ -291,8 +321,7 @@ func (l *Layers) Usage(id string) (snapshots.Usage, error) {
 	if err != nil {
 		return snapshots.Usage{}, err
 	}
-	stats := stored.Stats()
-	return snapshots.Usage{Inodes: int64(stored.Nodes()), Size: stats.Disk}, nil
+	return snapshots.Usage{Inodes: int64(stored.Nodes()), Size: stored.Disk()}, nil
 }
 
 // Layers are the IDs of all that are on disk.

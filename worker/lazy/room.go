@@ -77,7 +77,7 @@ func (l *Layers) used() (sum int64) {
 	var open []*layer
 	l.each(func(o *layer) { open = append(open, o) })
 	for _, o := range open {
-		sum += o.Stats().Disk
+		sum += o.Disk()
 	}
 	return sum
 }

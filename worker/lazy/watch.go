@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/docker/go-units"
@@ -43,9 +45,10 @@ func (l *Layers) waits() map[*layer]int64 {
 
 func (l *Layers) each(do func(*layer)) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, open := range l.open {
-		do(open)
+	open := slices.Collect(maps.Values(l.open))
+	l.mu.Unlock()
+	for _, layer := range open {
+		do(layer)
 	}
 }
 

@@ -31,8 +31,10 @@ type ahead struct {
 	streak int        // reads in order
 	trust  int        // directories that may be guessed until there is a read
 	busy   bool
-	given  []uint64 // a bit for each node whose contents the kernel got
-	notice notice   // of the run
+	idle   *sync.Cond // it is not busy
+	ended  bool       // and never again
+	given  []uint64   // a bit for each node whose contents the kernel got
+	notice notice     // of the run
 }
 
 const (
@@ -53,7 +55,19 @@ const (
 )
 
 func newAhead(layer Layer, start func(func()), notify func([]byte) error) *ahead {
-	return &ahead{layer: layer, start: start, notify: notify, given: make([]uint64, layer.Nodes()/64+1)}
+	a := &ahead{layer: layer, start: start, notify: notify, given: make([]uint64, layer.Nodes()/64+1)}
+	a.idle = sync.NewCond(&a.mu)
+	return a
+}
+
+// end ends reading ahead, and waits for its end.
+func (a *ahead) end() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ended = true
+	for a.busy {
+		a.idle.Wait()
+	}
 }
 
 // read is called when the beginning of a file was read.
@@ -120,7 +134,7 @@ func (a *ahead) had(n store.Node) bool {
 
 // run reads ahead, unless that is going on. The caller holds the lock.
 func (a *ahead) run(nodes iter.Seq[store.Node]) {
-	if a.busy {
+	if a.busy || a.ended {
 		return
 	}
 	a.busy = true
@@ -129,14 +143,21 @@ func (a *ahead) run(nodes iter.Seq[store.Node]) {
 		for n := range nodes {
 			got, ok := a.put(n)
 			size += got
-			if !ok || size >= aheadBytes {
+			if !ok || size >= aheadBytes || a.isEnded() {
 				break
 			}
 		}
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		a.busy = false
+		a.idle.Broadcast()
 	})
+}
+
+func (a *ahead) isEnded() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.ended
 }
 
 // put puts a file into the page cache, if it is one for that. It returns false

@@ -3,9 +3,12 @@ package lazyfs
 import (
 	"archive/tar"
 	"bytes"
+	"os"
 	"testing"
+	"testing/synctest"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
@@ -44,4 +47,28 @@ func TestReadAheadOfReplaced(t *testing.T) {
 		_, ok := a.put(n)
 		require.Equal(t, layer.Attr(n).Size == 0 || layer.Readlink(n) != "", ok, "contents that are not here end it")
 	}
+}
+
+// TestCutWaitsForNotices ends a connection while the kernel is being told of
+// contents. Until it was told, reads can be answered.
+func TestCutWaitsForNotices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		device, other, err := os.Pipe()
+		require.NoError(t, err)
+		defer other.Close()
+		c := newConn(device, newFilesystem(layerOf(file("a", "x"), file("b", "x")), Options{}))
+		told := make(chan struct{})
+		c.ahead.notify = func([]byte) error { <-told; return nil }
+		c.ahead.read(1)
+		synctest.Wait()
+		reading := c.wait(c.reads.begin(&fuse.InHeader{Unique: 1}))
+		cut := make(chan struct{})
+		go func() { c.cut(); close(cut) }()
+		synctest.Wait()
+		require.Error(t, reading.Err())
+		require.NoError(t, c.raw.Control(func(uintptr) {}))
+		close(told)
+		<-cut
+		require.Error(t, c.raw.Control(func(uintptr) {}))
+	})
 }

@@ -77,10 +77,14 @@ func (c *conn) serve() {
 	}
 }
 
-// cut ends the connection, and all waiting for contents.
+// cut ends the connection, and all waiting for contents. Closing waits for who
+// writes to the device; what tells the kernel of contents waits there for the
+// answer to a read of the same page, which nobody can give any more by then. So
+// that goes first, while reads are still answered.
 func (c *conn) cut() {
-	c.device.Close()
 	c.reads.cutOff()
+	c.ahead.end()
+	c.device.Close()
 }
 
 // answer says whether the one who answers was replaced meanwhile.

@@ -46,7 +46,7 @@ func MissingTOC(tail []byte, size int64) (off, n int64) {
 func (s *Store) add(ctx context.Context, dir string, key Key, size int64, tail []byte, rest Range) error {
 	_, err := s.Layer(key)
 	if errors.Is(err, errIndex) || errors.Is(err, errVersion) {
-		err = errors.Join(s.Remove(key), fs.ErrNotExist)
+		err = errors.Join(s.remove(key), fs.ErrNotExist)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -394,6 +396,32 @@ type waiting chan struct{}
 func (w waiting) Read([]byte) (int, error) {
 	<-w
 	return 0, io.EOF
+}
+
+// TestRemovedIsNotOpened opens a layer again and again while it is removed.
+func TestRemovedIsNotOpened(t *testing.T) {
+	b := blobOf(t, estargz.Options{Level: 1}, numbered(3, 100)...)
+	s := openStore(t)
+	for range 50 {
+		addedTo(t, s, b)
+		stop := make(chan struct{})
+		var opener sync.WaitGroup
+		opener.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					_, _ = s.Layer(b.key)
+				}
+			}
+		})
+		require.NoError(t, s.Remove(b.key))
+		_, err := s.Layer(b.key)
+		close(stop)
+		opener.Wait()
+		require.ErrorIs(t, err, fs.ErrNotExist)
+	}
 }
 
 // TestRemoveEndsWhatIsUnderWay removes a layer that is being read and filled.

@@ -238,8 +238,8 @@ func checkHostile(t *testing.T, l *Layer, b *testBlob) map[string]string {
 			t.Fatalf("chunk %d is marked and not right", c)
 		}
 	}
-	if l.Stats().Disk > 64<<20 {
-		t.Fatalf("%d bytes on disk", l.Stats().Disk)
+	if l.Disk() > 64<<20 {
+		t.Fatalf("%d bytes on disk", l.Disk())
 	}
 	return contents
 }

@@ -325,7 +325,7 @@ func TestRestart(t *testing.T) {
 		_, err := read(l, find(t, l, name))
 		require.NoError(t, err)
 	}
-	before := l.Stats()
+	before, disk := l.Stats(), l.Disk()
 	require.NoError(t, s.Close())
 	_, err = read(l, find(t, l, "small"))
 	require.ErrorIs(t, err, os.ErrClosed)
@@ -350,5 +350,5 @@ func TestRestart(t *testing.T) {
 	after := l.Stats()
 	require.Equal(t, before.Present, after.Present)
 	require.Equal(t, before.Here, after.Here)
-	require.Equal(t, before.Disk, after.Disk)
+	require.Equal(t, disk, l.Disk())
 }

@@ -23,7 +23,6 @@ type Stats struct {
 	Corrupt         int64
 	Hits, Misses    int64
 
-	Disk    int64 // bytes that the layer takes, as du counts them
 	Failure error // of the last chunk that could not be fetched, nil if there was none
 }
 
@@ -80,13 +79,16 @@ func (l *Layer) Stats() Stats {
 		Corrupt: l.corrupt.Load(),
 		Hits:    l.hits.Load(),
 		Misses:  l.misses.Load(),
-		Disk:    diskUsage(l.dir),
 	}
 	if err := l.failure.Load(); err != nil {
 		s.Failure = *err
 	}
 	return s
 }
+
+// Disk returns how many bytes the layer takes, as du counts them. It looks at all
+// its files.
+func (l *Layer) Disk() int64 { return diskUsage(l.dir) }
 
 // diskUsage adds up the blocks below a directory, of what is there at all.
 func diskUsage(dir string) int64 {

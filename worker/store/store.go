@@ -164,31 +164,42 @@ func (s *Store) Keys() ([]Key, error) {
 // Remove removes a layer and frees its disk. Who still uses it finds the tree,
 // but no contents. A layer that is not there is no error.
 func (s *Store) Remove(key Key) error {
-	name, err := key.dir()
+	err := s.once(context.Background(), key, func() error { return s.remove(key) })
 	if err != nil {
-		return fmt.Errorf("store: %w", err)
-	}
-	s.mu.Lock()
-	l := s.layers[key]
-	delete(s.layers, key)
-	s.listOpen()
-	s.mu.Unlock()
-	if l != nil {
-		l.close()
-	}
-	// Out of sight first: what is left half removed is no layer.
-	trash, err := os.MkdirTemp(s.tmpDir, "remove-")
-	if err != nil {
-		return fmt.Errorf("store: %w", err)
-	}
-	err = os.Rename(filepath.Join(s.layersDir, name), filepath.Join(trash, name))
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
-	}
-	if err = errors.Join(err, os.RemoveAll(trash)); err != nil {
 		return fmt.Errorf("store: %w", err)
 	}
 	return nil
+}
+
+// remove is Remove while nobody adds the layer.
+func (s *Store) remove(key Key) error {
+	name, err := key.dir()
+	if err != nil {
+		return err
+	}
+	trash, err := os.MkdirTemp(s.tmpDir, "remove-")
+	if err != nil {
+		return err
+	}
+	l, err := s.hide(key, filepath.Join(s.layersDir, name), filepath.Join(trash, name))
+	if l != nil {
+		l.close()
+	}
+	return errors.Join(err, os.RemoveAll(trash))
+}
+
+// hide moves a layer away, and forgets it at the same time: what is left half
+// removed is no layer, and is not opened again.
+func (s *Store) hide(key Key, dir, away string) (*Layer, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := os.Rename(dir, away); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	l := s.layers[key]
+	delete(s.layers, key)
+	s.listOpen()
+	return l, nil
 }
 
 // Close ends what is under way and waits for it. The layers cannot be read any
