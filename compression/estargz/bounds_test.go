@@ -211,6 +211,9 @@ func TestOpenRefusesWhatNoWriterMakes(t *testing.T) {
 // TestReorderHoldsNoBlob: what the TOC does not name is neither read whole nor
 // kept.
 func TestReorderHoldsNoBlob(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	const files, size = 10, 8 << 20
 	var honest, hidden []tarEntry
 	for i := range files {

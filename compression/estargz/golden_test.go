@@ -21,6 +21,9 @@ var rewriteGolden = flag.Bool("golden", false, "rewrite testdata/golden.json")
 // dependency whose new version compresses to other bytes changes the digests of
 // all images: that must not happen unnoticed.
 func TestGolden(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	const name = "testdata/golden.json"
 	got := map[string]*estargz.Info{}
 	for input, tar := range map[string][]byte{
