@@ -121,3 +121,17 @@ if [ "$(ls /sys/class/net)" = lo ]; then cat /alone; else cat /connected; fi
 		requireRead(t, image, []string{want})
 	}
 }
+
+// Where there is no FUSE, layers are pulled, and the progress says why.
+func TestNoFUSE(t *testing.T) {
+	needs(t)
+	name := pushLazy(t)
+	want := sums(t, registry(t)+"/"+name)
+	script := filepath.Join(tempDir(t), "daemon")
+	require.NoError(t, os.WriteFile(script, []byte("#!/bin/sh\nexec unshare --mount --propagation private sh -c 'mount --bind /dev/null /dev/fuse && exec \"$0\" \"$@\"' "+ours+" \"$@\"\n"), 0o700))
+	d := startDaemon(t, script, "--oci-worker-snapshotter=stargz")
+	p := d.build(t, upon(t, registry(t)+"/"+name, sumAll))
+	require.Equal(t, want, sum(t, p))
+	require.Contains(t, p.logs.String(), "is not lazy")
+	require.Contains(t, p.logs.String(), "fuse")
+}

@@ -49,7 +49,10 @@ func (f *filesystem) init(in *fuse.InitIn, out *fuse.InitOut) unix.Errno {
 		// allows.
 		out.MaxStackDepth = 1
 	}
-	flags := in.Flags64() & wanted
+	flags := uint64(in.Flags) & wanted
+	if flags&fuse.CAP_INIT_EXT != 0 { // else the message ends before the others
+		flags = in.Flags64() & wanted
+	}
 	f.opens.wanted = flags&fuse.CAP_PASSTHROUGH != 0
 
 	out.Major = major
