@@ -196,12 +196,16 @@ func stays(ctx context.Context, err error) error {
 // 400 Mbit/s and 20 ms would carry this many bytes.
 const bytesPerRequest = 1 << 20
 
+// maxUnknown is up to how many bytes a file is put first of which is not known what
+// was read. It takes 1.3 s on such a link.
+const maxUnknown = 64 << 20
+
 // worthwhile says whether to put a file first, which makes stock runtimes fetch
 // all of it before the container starts. That is worth as many bytes that
 // nobody reads as the requests for the others would have carried.
 func worthwhile(f profile.File) bool {
 	if len(f.Ranges) == 0 {
-		return true
+		return f.Size <= maxUnknown
 	}
 	chunks := map[int64]struct{}{}
 	for _, r := range f.Ranges {

@@ -181,3 +181,24 @@ func TestOrdersAreFew(t *testing.T) {
 	require.Contains(t, slices.Collect(maps.Values(info.Labels)), made[4])
 	require.NotContains(t, slices.Collect(maps.Values(info.Labels)), made[5])
 }
+
+// A large file is put first if most of it was read. What was read of it may not
+// be known.
+func TestWorthwhile(t *testing.T) {
+	const mib = 1 << 20
+	for name, c := range map[string]struct {
+		size   int64
+		ranges []profile.Range
+		want   bool
+	}{
+		"small, unknown":      {mib, nil, true},
+		"large, unknown":      {64 * mib, nil, true},
+		"very large, unknown": {5 << 30, nil, false},
+		"very large, read":    {5 << 30, []profile.Range{{Offset: 0, Size: 5 << 30}}, true},
+		"little was read":     {5 << 30, []profile.Range{{Offset: 0, Size: mib}}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, c.want, worthwhile(profile.File{Path: "a", Size: c.size, Ranges: c.ranges}))
+		})
+	}
+}

@@ -313,7 +313,7 @@ func TestRootless(t *testing.T) {
 
 func TestSideBySide(t *testing.T) {
 	// BuildKit's executors race when several of them run their first process.
-	if err := newSandbox(t).run(Options{}, "true"); err != nil {
+	if err := newSandbox(t).run(Options{}, "sh", "-c", ":"); err != nil {
 		t.Fatal(err)
 	}
 	s := newSandbox(t)
