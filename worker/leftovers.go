@@ -39,6 +39,9 @@ func withoutLeftovers(cfg config.OCIConfig, open func(string) (snapshots.Snapsho
 				_ = os.RemoveAll(filepath.Dir(file))
 			}
 		}
+		if err := removeIngests(dirOfWorker); err != nil {
+			bklog.L.WithError(err).Warn("parts of blobs that an earlier run left may stay on disk")
+		}
 		s, err := open(dir)
 		if err != nil {
 			return nil, err
@@ -48,6 +51,21 @@ func withoutLeftovers(cfg config.OCIConfig, open func(string) (snapshots.Snapsho
 		}
 		return s, nil
 	}
+}
+
+// removeIngests removes the parts of blobs that were being written when the daemon
+// ended. Few are ever asked for again, and no garbage collection looks for those
+// that the database does not know yet. The next pull of such a blob begins anew.
+func removeIngests(dirOfWorker string) error {
+	parts, err := filepath.Glob(filepath.Join(dirOfWorker, "content", "ingest", "*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, part := range parts {
+		errs = append(errs, os.RemoveAll(part))
+	}
+	return errors.Join(errs...)
 }
 
 // collect removes the directories that no snapshot has: one that was removed or

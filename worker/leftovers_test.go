@@ -120,10 +120,13 @@ func TestCollectLeftovers(t *testing.T) {
 	snapshotDirs := filepath.Join(dir, "snapshots")
 	require.NoError(t, os.Mkdir(filepath.Join(snapshotDirs, "new-1"), 0o700)) // for one that was never made
 	require.Len(t, names(t, snapshotDirs), 4)
+	ingests := filepath.Join(filepath.Dir(dir), "content", "ingest")
+	require.NoError(t, os.MkdirAll(filepath.Join(ingests, "part"), 0o700)) // of a blob
 
 	s = open()
 	defer s.Close()
 	require.Equal(t, []string{"1", "3"}, names(t, snapshotDirs))
+	require.Empty(t, names(t, ingests))
 	for _, key := range []string{"committed", "active"} {
 		_, err := s.Stat(ctx, key)
 		require.NoError(t, err)
