@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -30,6 +31,17 @@ func TestLockRootAfterCrash(t *testing.T) {
 	root := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(root, "buildkitd.lock"), nil, 0o600))
 	release, err := lockRoot(root)
+	require.NoError(t, err)
+	release()
+}
+
+// A process that a killed daemon was starting has the lock for a moment.
+func TestLockRootIsWaitedFor(t *testing.T) {
+	root := t.TempDir()
+	release, err := lockRoot(root)
+	require.NoError(t, err)
+	time.AfterFunc(50*time.Millisecond, release)
+	release, err = lockRoot(root)
 	require.NoError(t, err)
 	release()
 }
