@@ -15,6 +15,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/integration/shaped"
 )
 
 // A gate stands before the shared registry. It lets in who has a user's password
@@ -249,12 +251,12 @@ func (g *gate) everyOther(f func(http.ResponseWriter, *http.Request)) {
 
 // reset cuts the connection after some of the answer.
 func (g *gate) reset(w http.ResponseWriter, r *http.Request) {
-	g.forward.ServeHTTP(&limitedWriter{ResponseWriter: w, left: 1000, end: func() { panic(http.ErrAbortHandler) }}, r)
+	g.forward.ServeHTTP(&shaped.CutWriter{ResponseWriter: w, Left: 1000, Cut: func() { panic(http.ErrAbortHandler) }}, r)
 }
 
 // stall keeps the connection open after some of the answer.
 func (g *gate) stall(w http.ResponseWriter, r *http.Request) {
-	g.forward.ServeHTTP(&limitedWriter{ResponseWriter: w, left: 1000, end: func() {
+	g.forward.ServeHTTP(&shaped.CutWriter{ResponseWriter: w, Left: 1000, Cut: func() {
 		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 		panic(http.ErrAbortHandler)
@@ -263,7 +265,7 @@ func (g *gate) stall(w http.ResponseWriter, r *http.Request) {
 
 // corrupt answers with wrong bytes.
 func (g *gate) corrupt(w http.ResponseWriter, r *http.Request) {
-	g.forward.ServeHTTP(&wrongWriter{w}, r)
+	g.forward.ServeHTTP(&shaped.WrongWriter{ResponseWriter: w}, r)
 }
 
 // wrongRange answers with the beginning of the blob, whatever was asked for.
@@ -274,30 +276,4 @@ func (g *gate) wrongRange(w http.ResponseWriter, r *http.Request) {
 
 func (g *gate) status(code int) func(http.ResponseWriter, *http.Request) {
 	return func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "a fault", code) }
-}
-
-type limitedWriter struct {
-	http.ResponseWriter
-	left int
-	end  func()
-}
-
-func (w *limitedWriter) Write(p []byte) (int, error) {
-	if len(p) < w.left {
-		w.left -= len(p)
-		return w.ResponseWriter.Write(p)
-	}
-	_, _ = w.ResponseWriter.Write(p[:w.left])
-	w.end()
-	return w.left, http.ErrBodyNotAllowed
-}
-
-type wrongWriter struct{ http.ResponseWriter }
-
-func (w *wrongWriter) Write(p []byte) (int, error) {
-	wrong := make([]byte, len(p))
-	for i, c := range p {
-		wrong[i] = c ^ 0x55
-	}
-	return w.ResponseWriter.Write(wrong)
 }

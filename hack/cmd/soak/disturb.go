@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/integration/shaped"
 )
 
 // A disturbance happens to one daemon while steps run. Undo, if it is not nil, is
@@ -131,10 +133,10 @@ var faults = []fault{
 	status(http.StatusInternalServerError), status(http.StatusForbidden), status(http.StatusUnauthorized),
 	status(http.StatusNotFound), status(http.StatusTooManyRequests),
 	{"reset", func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
-		forward.ServeHTTP(&cutWriter{w, 1000, func() { panic(http.ErrAbortHandler) }}, r)
+		forward.ServeHTTP(&shaped.CutWriter{ResponseWriter: w, Left: 1000, Cut: func() { panic(http.ErrAbortHandler) }}, r)
 	}},
 	{"stall", func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
-		forward.ServeHTTP(&cutWriter{w, 1000, func() {
+		forward.ServeHTTP(&shaped.CutWriter{ResponseWriter: w, Left: 1000, Cut: func() {
 			w.(http.Flusher).Flush()
 			select {
 			case <-r.Context().Done():
@@ -144,7 +146,7 @@ var faults = []fault{
 		}}, r)
 	}},
 	{"wrong bytes", func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
-		forward.ServeHTTP(&wrongWriter{w}, r)
+		forward.ServeHTTP(&shaped.WrongWriter{ResponseWriter: w}, r)
 	}},
 	{"wrong range", func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
 		r.Header.Set("Range", "bytes=0-99")
@@ -164,30 +166,4 @@ func status(code int) fault {
 	return fault{fmt.Sprint(code), func(_ http.Handler, w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "a fault", code)
 	}}
-}
-
-type cutWriter struct {
-	http.ResponseWriter
-	left int
-	cut  func()
-}
-
-func (w *cutWriter) Write(p []byte) (int, error) {
-	if len(p) < w.left {
-		w.left -= len(p)
-		return w.ResponseWriter.Write(p)
-	}
-	_, _ = w.ResponseWriter.Write(p[:w.left])
-	w.cut()
-	return w.left, http.ErrBodyNotAllowed
-}
-
-type wrongWriter struct{ http.ResponseWriter }
-
-func (w *wrongWriter) Write(p []byte) (int, error) {
-	wrong := make([]byte, len(p))
-	for i, c := range p {
-		wrong[i] = c ^ 0x55
-	}
-	return w.ResponseWriter.Write(wrong)
 }
