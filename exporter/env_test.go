@@ -145,16 +145,23 @@ func (e *env) ref(opts []cache.RefOption, layers ...ocispecs.Descriptor) cache.I
 // export runs the wrapped image exporter and returns what it wrote.
 func (e *env) export(src *bkexporter.Source, attrs map[string]string) (ocispecs.Descriptor, error) {
 	e.t.Helper()
+	_, desc, err := e.answer(src, attrs)
+	return desc, err
+}
+
+// answer returns what the client is told, too.
+func (e *env) answer(src *bkexporter.Source, attrs map[string]string) (map[string]string, ocispecs.Descriptor, error) {
+	e.t.Helper()
 	exp := Wrap("image", e.stock, e.cs, estargz.NewPool(2, 0))
 	inst, err := exp.Resolve(e.ctx, 0, attrs)
 	require.NoError(e.t, err)
 	require.Equal(e.t, attrs, inst.Attrs())
-	_, _, desc, err := inst.Export(e.ctx, src, bkexporter.ExportBuildInfo{CompatibilityVersion: compat.CompatibilityVersionCurrent})
+	response, _, desc, err := inst.Export(e.ctx, src, bkexporter.ExportBuildInfo{CompatibilityVersion: compat.CompatibilityVersionCurrent})
 	if err != nil {
-		return ocispecs.Descriptor{}, err
+		return nil, ocispecs.Descriptor{}, err
 	}
 	e.t.Cleanup(func() { desc.Release() })
-	return desc.Descriptor(), nil
+	return response, desc.Descriptor(), nil
 }
 
 // image is a manifest and the configuration it belongs to.

@@ -169,11 +169,14 @@ func (o *order) layer(ctx context.Context, l *compression.Layer, part *profile.P
 	paths := []string{}
 	for _, f := range part.Files {
 		if !worthwhile(f) {
+			r.OtherFiles++
+			r.OtherRead += f.Touched()
 			continue
 		}
 		paths = append(paths, f.Path)
 		r.Files++
 		r.Bytes += f.Size
+		r.Read += f.Touched()
 	}
 	desc, err := o.config.Type.(compression.Type).Order(ctx, l, paths, o.config.Level)
 	if errors.Is(err, compression.ErrUnorderable) {

@@ -3,6 +3,7 @@ package exporter
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -27,6 +28,11 @@ func profileOf(t *testing.T, read ...string) map[string][]byte {
 	for _, name := range read {
 		p.Files = append(p.Files, profile.File{Path: name, Size: 100})
 	}
+	return attached(t, p)
+}
+
+func attached(t *testing.T, p *profile.Profile) map[string][]byte {
+	t.Helper()
 	packed, err := p.Pack()
 	require.NoError(t, err)
 	request, _, err := profile.ParseRequest(nil)
@@ -85,6 +91,33 @@ func TestLandmarks(t *testing.T) {
 	all := export(attrs{"estargz-reorder": "all"})
 	require.Equal(t, []string{"base-b", landmark, "base-a"}, e.names(all[0])[:3])
 	require.Equal(t, layers[1].Digest, all[1].Digest)
+}
+
+// The answer says of each layer what was put first, and how much of it is read.
+func TestReport(t *testing.T) {
+	e := newEnv(t)
+	lower, upper := e.eStargz(tarOf(t, old, 100, "unread")), e.eStargz(tarOf(t, old, 100, "part", "large", "whole"))
+	p := &profile.Profile{Files: []profile.File{
+		{Path: "whole", Size: 100},
+		{Path: "part", Size: 100, Ranges: []profile.Range{{Offset: 10, Size: 20}, {Offset: 50, Size: 1}}},
+		{Path: "large", Size: 1 << 30, Ranges: []profile.Range{{Offset: 0, Size: 30}}},
+		{Path: "made by the workload", Size: 100},
+	}}
+	response, desc, err := e.answer(&bkexporter.Source{Ref: e.ref(nil, lower, upper), Metadata: attached(t, p)}, with(nil))
+	require.NoError(t, err)
+	var got []imageReport
+	require.NoError(t, json.Unmarshal([]byte(response[KeyProfiles]), &got))
+	layers := e.image(desc).Layers
+	encoded, err := p.Encode()
+	require.NoError(t, err)
+	require.Equal(t, []imageReport{{
+		Platform: thisPlatform(), Profile: digest.FromBytes(encoded), Files: 4,
+		Layers: []layerReport{
+			{Digest: layers[0].Digest},
+			{Digest: layers[1].Digest, Files: 2, Bytes: 200, Read: 121, OtherFiles: 1, OtherRead: 30},
+		},
+	}}, got)
+	require.Contains(t, response[KeyProfiles], `"prioritizedFiles":2,"prioritizedBytes":200,"readBytes":121,"otherFiles":1,"otherReadBytes":30`)
 }
 
 // TestOrderKeepsSharedMembers: a profile does not undo estargz-min-chunk-size.

@@ -37,6 +37,11 @@ type layerReport struct {
 	Digest digest.Digest `json:"digest"`
 	Files  int           `json:"prioritizedFiles"`
 	Bytes  int64         `json:"prioritizedBytes"` // uncompressed
+	Read   int64         `json:"readBytes"`        // of those, by the profile
+
+	// What the profile lists of the layer and stays behind the landmark.
+	OtherFiles int   `json:"otherFiles"`
+	OtherRead  int64 `json:"otherReadBytes"`
 }
 
 func (r *report) add(platform string, p *profile.Profile, descs []ocispecs.Descriptor, figures []layerReport) error {
