@@ -51,7 +51,13 @@ func (d *daemon) checkEmpty(ctx context.Context) error {
 	if err := d.stop(); err != nil {
 		return fmt.Errorf("stop: %w", err)
 	}
-	return errors.Join(d.checkStopped(), d.start())
+	if err := d.checkStopped(); err != nil {
+		return err
+	}
+	if err := d.start(); err != nil {
+		return err
+	}
+	return d.nothing("content/ingest/*")
 }
 
 // eventually retries, since what nobody uses any more is removed in the
@@ -235,14 +241,24 @@ func (d *daemon) checkStopped() error {
 	if err != nil || len(mounts) > 0 {
 		return fmt.Errorf("mounts of a daemon that has ended: %q %w", mounts, err)
 	}
-	for _, pattern := range []string{"content/ingest/*", "executor/*/config.json", "snapshots/tmp/*"} {
-		left, err := filepath.Glob(filepath.Join(d.worker(), pattern))
-		if err != nil || len(left) > 0 {
-			return fmt.Errorf("left by a daemon that has ended: %q %w", left, err)
-		}
+	// What a full disk keeps the content store from beginning to write stays a
+	// directory without data until the next start.
+	if err := d.nothing("content/ingest/*/data", "executor/*/config.json", "snapshots/tmp/*"); err != nil {
+		return err
 	}
 	if left, err := filepath.Glob(filepath.Join(d.tmp, "*")); err != nil || len(left) > 0 {
 		return fmt.Errorf("temporary files of a daemon that has ended: %q %w", left, err)
 	}
 	return d.checkLeases()
+}
+
+// nothing looks for files in the directory of the worker.
+func (d *daemon) nothing(patterns ...string) error {
+	for _, pattern := range patterns {
+		left, err := filepath.Glob(filepath.Join(d.worker(), pattern))
+		if err != nil || len(left) > 0 {
+			return fmt.Errorf("left by a daemon that has ended: %q %w", left, err)
+		}
+	}
+	return nil
 }
