@@ -92,7 +92,8 @@ func foreignBases(t *testing.T) []foreignBase {
 		one("uncompressed", ocispecs.MediaTypeImageLayer, files, nil),
 		one("zstd", ocispecs.MediaTypeImageLayerZstd, zst, nil),
 		one("docker", dockerLayer, gz, nil),
-		one("nondistributable", ocispecs.MediaTypeImageLayerNonDistributableGzip, gz, nil), //nolint:staticcheck // deprecated, and still pushed
+		//lint:ignore SA1019 deprecated, and still pushed
+		one("nondistributable", ocispecs.MediaTypeImageLayerNonDistributableGzip, gz, nil),
 		one("false TOC digest", ocispecs.MediaTypeImageLayerGzip, gz, map[string]string{tocAnnotation: digest.FromString("no TOC").String()}),
 		foreignEStargz(t, config, "zstd chunked", ocispecs.MediaTypeImageLayerZstd, files, &zstdCompression{&zstdchunked.Compressor{CompressionLevel: zstd.SpeedFastest}, new(zstdchunked.Decompressor)}),
 		foreignEStargz(t, config, "external TOC", ocispecs.MediaTypeImageLayerGzip, files, externaltoc.NewGzipCompressionWithLevel(nil, gzip.BestSpeed)),

@@ -78,7 +78,8 @@ func gcPolicy(cfg config.GCConfig, root string) []client.PruneInfo {
 func pruneInfo(rule config.GCPolicy, size disk.DiskStat) client.PruneInfo {
 	reserved := rule.ReservedSpace
 	if reserved == (config.DiskSpace{}) {
-		reserved = rule.KeepBytes //nolint:staticcheck // the name before BuildKit 0.17
+		//lint:ignore SA1019 the name before BuildKit 0.17
+		reserved = rule.KeepBytes
 	}
 	return client.PruneInfo{
 		Filter:        rule.Filters,
