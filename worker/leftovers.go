@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -54,8 +55,8 @@ func withoutLeftovers(cfg config.OCIConfig, open func(string) (snapshots.Snapsho
 }
 
 // removeIngests removes the parts of blobs that were being written when the daemon
-// ended. Few are ever asked for again, and no garbage collection looks for those
-// that the database does not know yet. The next pull of such a blob begins anew.
+// ended. Few are ever asked for again, and garbage collection keeps those that the
+// database knows. The next pull of such a blob begins anew.
 func removeIngests(dirOfWorker string) error {
 	parts, err := filepath.Glob(filepath.Join(dirOfWorker, "content", "ingest", "*"))
 	if err != nil {
@@ -76,12 +77,18 @@ func collect(s snapshots.Snapshotter) error {
 	if !ok {
 		return nil
 	}
-	err := cleaner.Cleanup(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), leftoverTimeout)
+	defer cancel()
+	err := cleaner.Cleanup(ctx)
 	if errdefs.IsNotFound(err) || errdefs.IsNotImplemented(err) {
 		return nil // there are no snapshots, or another process looks after them
 	}
 	return err
 }
+
+// leftoverTimeout is how long a start waits for another program to remove what an
+// earlier run left.
+const leftoverTimeout = 30 * time.Second
 
 // endLeftover ends a container that a killed daemon may have left running. It
 // would go on writing to snapshots that are used again. One that cannot be ended
@@ -91,7 +98,9 @@ func endLeftover(cfg config.OCIConfig, container string) {
 	if err != nil {
 		return // the worker will say so
 	}
-	if out, err := exec.Command(name, "delete", "--force", container).CombinedOutput(); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), leftoverTimeout)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, name, "delete", "--force", container).CombinedOutput(); err != nil {
 		bklog.L.WithError(err).Warnf("container %s, which an earlier run left, may still run: %s", container, out)
 	}
 }
@@ -198,7 +207,12 @@ func (p place) shows(m *mountinfo.Info) bool {
 }
 
 func isTemporary(m *mountinfo.Info) bool {
-	return filepath.Dir(m.Mountpoint) == filepath.Clean(os.TempDir()) && strings.HasPrefix(filepath.Base(m.Mountpoint), "buildkit-mount")
+	dir := filepath.Clean(os.TempDir())
+	// The kernel tells mount points without symbolic links.
+	if resolved, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = resolved
+	}
+	return filepath.Dir(m.Mountpoint) == dir && strings.HasPrefix(filepath.Base(m.Mountpoint), "buildkit-mount")
 }
 
 func isDead(m *mountinfo.Info) bool {

@@ -29,18 +29,16 @@ func (d *decorated) prune(ctx context.Context, ch chan client.UsageInfo, rule cl
 	if err != nil {
 		return err
 	}
+	rules := []client.PruneInfo{rule}
 	if hasLimits(rule) {
 		chosen, err := d.choose(ctx, all, ledger.clone(), rule)
 		if err != nil || len(chosen) == 0 {
 			return err
 		}
-		rule = client.PruneInfo{All: true}
-		for _, id := range chosen {
-			rule.Filter = append(rule.Filter, "id=="+id)
-		}
+		rules = byID(chosen)
 	}
 	if ch == nil {
-		return d.Worker.Prune(ctx, nil, rule)
+		return d.Worker.Prune(ctx, nil, rules...)
 	}
 	deleted, done := make(chan client.UsageInfo), make(chan struct{})
 	go func() {
@@ -50,10 +48,24 @@ func (d *decorated) prune(ctx context.Context, ch chan client.UsageInfo, rule cl
 			ch <- record
 		}
 	}()
-	err = d.Worker.Prune(ctx, deleted, rule)
+	err = d.Worker.Prune(ctx, deleted, rules...)
 	close(deleted)
 	<-done
 	return err
+}
+
+// byID returns rules that delete the records with these IDs. BuildKit deletes ten
+// records at a time and compares all others with the filters each time, with its
+// cache locked, so that a rule names no more than ten.
+func byID(ids []string) (rules []client.PruneInfo) {
+	for ten := range slices.Chunk(ids, 10) {
+		rule := client.PruneInfo{All: true}
+		for _, id := range ten {
+			rule.Filter = append(rule.Filter, "id=="+id)
+		}
+		rules = append(rules, rule)
+	}
+	return rules
 }
 
 func hasLimits(rule client.PruneInfo) bool {

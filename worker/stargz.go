@@ -47,8 +47,12 @@ func newStargz(cfg config.OCIConfig, host Host) (*stargz, error) {
 func limits(policy []client.PruneInfo) (l lazy.Limits) {
 	for _, rule := range policy {
 		l.MinFree = max(l.MinFree, rule.MinFreeSpace)
-		if len(rule.Filter) == 0 {
-			l.MaxUsed = max(l.MaxUsed, rule.MaxUsedSpace)
+		if len(rule.Filter) > 0 {
+			continue
+		}
+		l.MaxUsed = max(l.MaxUsed, rule.MaxUsedSpace)
+		if rule.MaxUsedSpace == 0 && rule.MinFreeSpace == 0 {
+			l.MaxUsed = max(l.MaxUsed, rule.ReservedSpace) // it prunes down to that
 		}
 	}
 	return l

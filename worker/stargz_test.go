@@ -16,4 +16,6 @@ func TestLimits(t *testing.T) {
 		{MinFreeSpace: 7, MaxUsedSpace: 100},
 		{All: true, MinFreeSpace: 5, MaxUsedSpace: 200},
 	}))
+	require.Equal(t, lazy.Limits{MaxUsed: 50}, limits([]client.PruneInfo{{All: true, ReservedSpace: 50}}),
+		"a rule with no other limit prunes down to what is reserved")
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/util/bklog"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -132,10 +133,12 @@ func (d *decorated) enterSnapshot(ctx context.Context, l *ledger, record *client
 	size, known := d.walks.find(record)
 	if info.Kind == snapshots.KindCommitted || !known {
 		usage, err := d.WorkerOpt.Snapshotter.Usage(ctx, r.snapshot)
-		if errdefs.IsNotFound(err) {
+		if err != nil {
+			// A size that is unknown must not keep anything from being pruned.
+			if !errdefs.IsNotFound(err) {
+				bklog.G(ctx).WithError(err).Warnf("the size of snapshot %s is unknown and counts as 0", r.snapshot)
+			}
 			return nil
-		} else if err != nil {
-			return err
 		}
 		size = usage.Size
 	}

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -67,8 +68,9 @@ func (c *fakeCache) ids() string {
 // fakeSnapshots are committed snapshots with their sizes.
 type fakeSnapshots struct {
 	snapshot.Snapshotter
-	sizes map[string]int64
-	walks *int // of active ones
+	sizes  map[string]int64
+	walks  *int   // of active ones
+	broken string // one whose size cannot be had
 }
 
 func (s fakeSnapshots) Stat(_ context.Context, key string) (snapshots.Info, error) {
@@ -85,6 +87,9 @@ func (s fakeSnapshots) Stat(_ context.Context, key string) (snapshots.Info, erro
 func (s fakeSnapshots) Usage(_ context.Context, key string) (snapshots.Usage, error) {
 	if strings.HasPrefix(key, "active") {
 		*s.walks++
+	}
+	if key == s.broken {
+		return snapshots.Usage{}, errors.New("the index is of another version")
 	}
 	return snapshots.Usage{Size: s.sizes[key]}, nil
 }
@@ -173,6 +178,38 @@ func walkedAfter(t *testing.T, d *decorated, cm *fakeCache) int {
 		cm.records[3].UsageCount = 7
 	}
 	return *d.WorkerOpt.Snapshotter.(fakeSnapshots).walks
+}
+
+// A layer whose index cannot be read keeps nothing from being told or pruned.
+func TestUsageUnknown(t *testing.T) {
+	for _, rule := range []client.PruneInfo{{MaxUsedSpace: 1}, {All: true, Filter: []string{"id==lazy", "id==again", "id==upper", "id==other"}}} {
+		d, cm := cacheOf(t)
+		broken := d.WorkerOpt.Snapshotter.(fakeSnapshots)
+		broken.broken = "base"
+		d.WorkerOpt.Snapshotter = broken
+		records, err := d.DiskUsage(t.Context(), client.DiskUsageInfo{})
+		require.NoError(t, err)
+		require.Len(t, records, 4)
+		require.NoError(t, d.Prune(t.Context(), nil, rule))
+		require.NotContains(t, cm.ids(), "upper")
+	}
+}
+
+func TestByID(t *testing.T) {
+	var ids []string
+	for i := range 25 {
+		ids = append(ids, fmt.Sprint(i))
+	}
+	var named []string
+	for _, rule := range byID(ids) {
+		require.True(t, rule.All)
+		require.False(t, hasLimits(rule))
+		require.LessOrEqual(t, len(rule.Filter), 10, "BuildKit compares each of them with each record")
+		for _, filter := range rule.Filter {
+			named = append(named, strings.TrimPrefix(filter, "id=="))
+		}
+	}
+	require.Equal(t, ids, named)
 }
 
 // The worker hands out the slice that holds its policy.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -20,7 +21,7 @@ import (
 )
 
 // newController puts together what answers BuildKit's API.
-func newController(ctx context.Context, cfg config.Config, ours *parts, t *telemetry, debug *debugServer) (*control.Controller, error) {
+func newController(ctx context.Context, cfg config.Config, ours *parts, t *telemetry, debug *debugServer) (_ *control.Controller, err error) {
 	host, err := newHost(cfg)
 	if err != nil {
 		return nil, err
@@ -29,6 +30,11 @@ func newController(ctx context.Context, cfg config.Config, ours *parts, t *telem
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil { // and nobody else closes them, with all that they mounted
+			err = errors.Join(err, workers.Close())
+		}
+	}()
 	preferred, err := workers.GetDefault()
 	if err != nil {
 		return nil, err

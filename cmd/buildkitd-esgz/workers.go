@@ -51,7 +51,7 @@ func newWorkers(ctx context.Context, cfg config.Config, host worker.Host, opt wo
 		}
 		announce(w)
 		if err := workers.Add(w); err != nil {
-			return nil, err
+			return nil, errors.Join(err, w.Close(), workers.Close())
 		}
 	}
 	preferred, err := workers.GetDefault()

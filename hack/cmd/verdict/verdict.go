@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 )
 
@@ -81,7 +83,20 @@ func (v *verdict) add(e event) {
 	case "pass":
 		v.show(name, e.Test == "")
 	case "fail":
+		if e.Test == "" {
+			v.showUnended(e.Package)
+		}
 		v.show(name, true)
+	}
+}
+
+// showUnended shows what the tests of a package have said that did not end: go
+// test prints the stacks of a timeout or a panic as the output of one of them.
+func (v *verdict) showUnended(pkg string) {
+	for _, name := range slices.Sorted(maps.Keys(v.said)) {
+		if strings.HasPrefix(name, pkg+" ") && name != pkg+" " {
+			v.show(name, true)
+		}
 	}
 }
 
@@ -101,7 +116,7 @@ func (v *verdict) skip(e event, said string) {
 	}
 	skipped := fmt.Sprintf("%s %s: %s", e.Package, e.Test, reason(said))
 	for _, part := range allowed {
-		if strings.Contains(said, part) {
+		if strings.Contains(last(said), part) {
 			v.skipped = append(v.skipped, skipped)
 			return
 		}
@@ -110,12 +125,24 @@ func (v *verdict) skip(e event, said string) {
 	v.skipped = append(v.skipped, skipped+" (IS NO REASON TO SKIP IT HERE)")
 }
 
+// last is the last line that a test has said itself, which is why it is skipped.
+func last(said string) string {
+	lines := strings.Split(strings.TrimSpace(said), "\n")
+	lines = slices.DeleteFunc(lines, func(line string) bool { return isFrame(strings.TrimSpace(line)) })
+	return lines[len(lines)-1]
+}
+
+// isFrame says whether a line is of go test itself.
+func isFrame(line string) bool {
+	return line == "" || strings.HasPrefix(line, "===") || strings.HasPrefix(line, "---")
+}
+
 // reason leaves out the lines that every test has.
 func reason(said string) string {
 	var lines []string
 	for line := range strings.Lines(said) {
 		line = strings.TrimSpace(line)
-		if line != "" && !strings.HasPrefix(line, "===") && !strings.HasPrefix(line, "---") {
+		if !isFrame(line) {
 			lines = append(lines, line)
 		}
 	}

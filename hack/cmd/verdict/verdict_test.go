@@ -22,6 +22,13 @@ func TestVerdict(t *testing.T) {
 {"Action":"skip","Package":"p","Test":"TestA"}`, "skipped: p TestA: a_test.go:1: this kernel is old\n", false},
 		"skipped": {`{"Action":"output","Package":"p","Test":"TestA/b","Output":"a_test.go:1: needs root\n"}
 {"Action":"skip","Package":"p","Test":"TestA/b"}`, "skipped: p TestA/b: a_test.go:1: needs root (IS", true},
+		"skipped without reason after saying one": {`{"Action":"output","Package":"p","Test":"TestA","Output":"a_test.go:1: this kernel\n"}
+{"Action":"output","Package":"p","Test":"TestA","Output":"a_test.go:2: needs root\n"}
+{"Action":"output","Package":"p","Test":"TestA","Output":"--- SKIP: TestA (0.00s)\n"}
+{"Action":"skip","Package":"p","Test":"TestA"}`, "(IS NO REASON", true},
+		"panicked": {`{"Action":"output","Package":"p","Test":"TestA","Output":"panic: test timed out after 2s\n"}
+{"Action":"output","Package":"p","Output":"FAIL p 2s\n"}
+{"Action":"fail","Package":"p"}`, "panic: test timed out after 2s\nFAIL p 2s\n", false},
 		"no tests":         {`{"Action":"skip","Package":"p"}`, "", false},
 		"not from go test": {"panic: no", "panic: no", false},
 	} {

@@ -19,14 +19,17 @@ import (
 
 func main() {
 	log.SetFlags(0)
-	out := flag.String("o", "/dev/stdout", "file to write the table to")
+	out := flag.String("o", "", "file to write the table to, instead of standard output")
 	flag.Parse()
 	if flag.NArg() != 1 {
 		log.Fatal("usage: verify [-o file] registry/name:tag")
 	}
-	f, err := os.Create(*out)
-	if err != nil {
-		log.Fatal(err)
+	f := os.Stdout
+	if *out != "" {
+		var err error
+		if f, err = os.Create(*out); err != nil {
+			log.Fatal(err)
+		}
 	}
 	if err := verify(context.Background(), f, flag.Arg(0)); err != nil {
 		log.Fatal(err)
