@@ -256,6 +256,7 @@ func (l *Layers) release(id string) {
 	if last {
 		delete(l.open, id)
 		delete(l.blobs, id)
+		l.closed.add(layer.Stats())
 	}
 	l.mu.Unlock()
 	if last {

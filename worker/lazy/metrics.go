@@ -6,11 +6,25 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/blob"
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
 )
 
 // metrics is what Prometheus is told. What the parts count already is read from
 // them when it asks.
-type metrics struct{ waiting prometheus.Histogram }
+type metrics struct {
+	waiting prometheus.Histogram
+	closed  reads // of layers that are no longer mounted; Layers.mu guards it
+}
+
+// reads counts what reads of layers came to.
+type reads struct{ hits, misses, corrupt, copied int64 }
+
+func (r *reads) add(stats store.Stats) {
+	r.hits += stats.Hits
+	r.misses += stats.Misses
+	r.corrupt += stats.Corrupt
+	r.copied += stats.Copied
+}
 
 func newMetrics() *metrics {
 	return &metrics{waiting: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -66,20 +80,20 @@ func (l *Layers) collectLine(ch chan<- prometheus.Metric) {
 }
 
 func (l *Layers) collectLayers(ch chan<- prometheus.Metric) {
-	var sum struct{ hits, misses, corrupt, copied int64 }
 	states := map[string]int{"complete": 0, "partial": 0}
-	l.each(func(open *layer) {
-		stats := open.Stats()
-		sum.hits += stats.Hits
-		sum.misses += stats.Misses
-		sum.corrupt += stats.Corrupt
-		sum.copied += stats.Copied
+	// With the lock held, so that no layer is closed and counted twice, or not
+	// at all: counters never go down.
+	l.mu.Lock()
+	sum := l.closed
+	for _, open := range l.open {
+		sum.add(open.Stats())
 		if open.Complete() {
 			states["complete"]++
 		} else {
 			states["partial"]++
 		}
-	})
+	}
+	l.mu.Unlock()
 	count(ch, hits, sum.hits)
 	count(ch, misses, sum.misses)
 	count(ch, corrupt, sum.corrupt)
