@@ -14,15 +14,15 @@ die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
 need_root() { [ "$(id -u)" = 0 ] || die "needs root: runc, mounts and apt-get do"; }
 
-work='' step_group='' served=()
+work='' step_group='' step_log='' served=()
 
 # step TEXT COMMAND...: runs the command with its output in a log file, shows
 # a running clock, and shows the log when the command fails.
 step() {
-    local text=$1 log start=$SECONDS status=0
+    local text=$1 start=$SECONDS status=0
     shift
-    log=$(mktemp)
-    in_group "$@" >"$log" 2>&1
+    step_log=$(mktemp)
+    in_group "$@" >"$step_log" 2>&1
     while kill -0 "$step_group" 2>/dev/null; do
         [ ! -t 2 ] || printf '\r    %s ... %ds ' "$text" $((SECONDS - start)) >&2
         sleep 0.2
@@ -34,9 +34,9 @@ step() {
         printf '    %s: %ds\n' "$text" $((SECONDS - start)) >&2
     else
         printf '    %s: failed after %ds\n' "$text" $((SECONDS - start)) >&2
-        tail -n 60 "$log" >&2
+        tail -n 60 "$step_log" >&2
     fi
-    rm -f "$log"
+    rm -f "$step_log"
     return "$status"
 }
 
@@ -70,6 +70,7 @@ clean_up() {
     for ((i = ${#served[@]} - 1; i >= 0; i--)); do
         stop "${served[i]}"
     done
+    rm -f "$step_log"
     [ -z "$work" ] || remove_scratch
     exit "$status"
 }
