@@ -4,11 +4,53 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/util/bklog"
 )
+
+// A shown layer stands in the directory of a lazy snapshot.
+type shown struct {
+	layer, dir string
+	labels     map[string]string // of the snapshot
+
+	// mu is held while the layer is mounted or unmounted, however long that
+	// takes, and guards what is below.
+	mu     sync.Mutex
+	broken error // why it is not mounted
+	gone   bool  // with its snapshot
+}
+
+var (
+	errNotYet = errors.New("it was not mounted yet")
+	errGone   = errors.New("its mount was taken away or aborted")
+	// errNoAnswer is the error of a caller that has waited for mountTime.
+	errNoAnswer = errors.New("the kernel does not answer")
+)
+
+// mountTime is how long a caller waits for a mount. Garbage collection waits for
+// that caller, as containerd's metadata has it, and others for garbage collection.
+const mountTime = 30 * time.Second
+
+// await runs f and returns its error, or what ended the wait for it: f goes on
+// then, and Close waits for it.
+func (s *Snapshotter) await(ctx context.Context, f func() error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.patience, errNoAnswer)
+	defer cancel()
+	done := make(chan error, 1)
+	s.going.Go(func() { done <- f() })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
 
 // restore mounts the lazy snapshots of an earlier process. One that cannot be
 // mounted does not keep the daemon from starting.
@@ -23,11 +65,12 @@ func (s *Snapshotter) restore(ctx context.Context) error {
 		return err
 	}
 	for _, name := range names {
-		if err := s.mount(ctx, name); err != nil {
+		layer, err := s.layerOf(ctx, name)
+		if err != nil {
+			return err
+		}
+		if err := s.mount(ctx, layer); err != nil {
 			bklog.G(ctx).WithError(err).Warnf("lazy snapshot %s of an earlier run is not mounted, its next user will try again", name)
-			if err := s.giveUp(ctx, name, err); err != nil {
-				return err
-			}
 		}
 	}
 	return s.Cleanup(ctx)
@@ -49,40 +92,44 @@ func isLazy(info snapshots.Info) bool {
 	return ok && info.Kind == snapshots.KindCommitted
 }
 
-// mount puts a layer on the directory of its snapshot, unless it is there.
-func (s *Snapshotter) mount(ctx context.Context, name string) error {
-	info, err := s.Snapshotter.Stat(ctx, name)
-	if err != nil {
-		return err
-	}
-	id, err := s.lazy.ID(info.Labels)
-	if err != nil {
-		return err
-	}
+// layerOf returns what stands, or is to stand, in the directory of a lazy snapshot.
+func (s *Snapshotter) layerOf(ctx context.Context, name string) (*shown, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if layer := s.shown[name]; layer != nil && layer.broken == nil {
-		return nil
+	if layer := s.shown[name]; layer != nil {
+		return layer, nil
 	}
-	dir := directory(info)
-	if err := s.lazy.Mount(id, dir, info.Labels); err != nil {
-		return fmt.Errorf("mount layer %s: %w", id, err)
+	info, err := s.Snapshotter.Stat(ctx, name)
+	if err != nil {
+		return nil, err
 	}
-	s.shown[name] = &shown{layer: id, dir: dir}
-	return nil
+	layer := &shown{dir: directory(info), labels: info.Labels, broken: errNotYet}
+	layer.layer, _ = s.lazy.ID(info.Labels) // there is nothing to keep without
+	s.shown[name] = layer
+	return layer, nil
 }
 
-// giveUp remembers that a layer is not mounted.
-func (s *Snapshotter) giveUp(ctx context.Context, name string, why error) error {
-	info, err := s.Snapshotter.Stat(ctx, name)
+// mount puts a layer on its directory, unless it is there.
+func (s *Snapshotter) mount(ctx context.Context, layer *shown) error {
+	id, err := s.lazy.ID(layer.labels)
 	if err != nil {
 		return err
 	}
-	id, _ := s.lazy.ID(info.Labels) // nothing to keep where there is none
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.shown[name] = &shown{layer: id, dir: directory(info), broken: why}
-	return nil
+	return s.await(ctx, func() error {
+		layer.mu.Lock()
+		defer layer.mu.Unlock()
+		if layer.gone {
+			return errdefs.ErrNotFound
+		}
+		if s.look(layer) == nil {
+			return nil
+		}
+		layer.broken = s.lazy.Mount(id, layer.dir, layer.labels)
+		if layer.broken != nil {
+			return fmt.Errorf("mount layer %s: %w", id, layer.broken)
+		}
+		return nil
+	})
 }
 
 // intact sees to it that all lazy snapshots below and including one are
@@ -90,130 +137,200 @@ func (s *Snapshotter) giveUp(ctx context.Context, name string, why error) error 
 // since now there may be somebody whose registry and credentials help. So do those
 // whose mount is gone.
 func (s *Snapshotter) intact(ctx context.Context, name string) error {
-	for name != "" && s.anyBroken() {
+	for name != "" {
 		info, err := s.Snapshotter.Stat(ctx, name)
 		if err != nil {
 			return err
 		}
-		if err := s.heal(ctx, info); err != nil {
-			return err
+		if isLazy(info) {
+			if err := s.heal(ctx, name); err != nil {
+				return fmt.Errorf("lazy snapshot %q: %w", name, err)
+			}
 		}
 		name = info.Parent
 	}
 	return nil
 }
 
-func (s *Snapshotter) anyBroken() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	broken := false
-	for _, layer := range s.shown {
-		if layer.broken == nil && !s.lazy.Mounted(layer.dir) {
-			layer.broken = errGone
-			if err := s.lazy.Unmount(layer.dir); err != nil {
-				bklog.L.WithError(err).Warnf("what is left of the mount in %s", layer.dir)
-			}
-			bklog.L.Warnf("layer %s is no longer mounted in %s, its next user will try again", layer.layer, layer.dir)
-		}
-		broken = broken || layer.broken != nil
+func (s *Snapshotter) heal(ctx context.Context, name string) error {
+	layer, err := s.layerOf(ctx, name)
+	if err != nil {
+		return err
 	}
-	return broken
-}
-
-var errGone = errors.New("its mount was taken away or aborted")
-
-func (s *Snapshotter) heal(ctx context.Context, info snapshots.Info) error {
-	s.mu.Lock()
-	layer := s.shown[info.Name]
-	s.mu.Unlock()
-	if layer == nil || layer.broken == nil {
-		return nil
+	why := s.await(ctx, func() error {
+		layer.mu.Lock()
+		defer layer.mu.Unlock()
+		return s.look(layer)
+	})
+	if why == nil || ctx.Err() != nil || errors.Is(why, errNoAnswer) {
+		return why
 	}
-	id, err := s.lazy.ID(info.Labels)
+	id, err := s.lazy.ID(layer.labels)
 	if err == nil {
 		err = s.lazy.Fetch(ctx, id)
 	}
 	if err == nil {
-		err = s.mount(ctx, info.Name)
+		err = s.mount(ctx, layer)
 	}
 	if err != nil {
-		return fmt.Errorf("lazy snapshot %q could not be mounted again: %w, and now: %w", info.Name, layer.broken, err)
+		return fmt.Errorf("not mounted: %w, and now: %w", why, err)
 	}
 	return nil
 }
 
-// Remove takes the mount of a lazy snapshot away with it, before anybody empties
-// its directory.
+// look says why a layer is not mounted. Call it with the layer's lock held.
+func (s *Snapshotter) look(layer *shown) error {
+	if layer.broken != nil || s.lazy.Mounted(layer.dir) {
+		return layer.broken
+	}
+	bklog.L.Warnf("layer %s is no longer mounted in %s, and is mounted again", layer.layer, layer.dir)
+	if err := s.lazy.Unmount(layer.dir); err != nil {
+		bklog.L.WithError(err).Warnf("what is left of the mount in %s", layer.dir)
+	}
+	layer.broken = errGone
+	return errGone
+}
+
+// Remove leaves the mount of a lazy snapshot, like its directory, to the next
+// Cleanup: containerd holds up everybody while snapshots are removed.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	s.removing.Lock()
 	defer s.removing.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if err := s.Snapshotter.Remove(ctx, key); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if layer := s.shown[key]; layer != nil {
 		delete(s.shown, key)
-		s.hide(layer)
+		s.removed = append(s.removed, layer)
 	}
 	return nil
 }
 
-// hide unmounts a layer, or leaves it to the next Cleanup.
-func (s *Snapshotter) hide(layer *shown) {
-	if layer.broken != nil {
-		return
-	}
-	if err := s.lazy.Unmount(layer.dir); err != nil {
-		bklog.L.WithError(err).Warnf("layer %s is still mounted in %s", layer.layer, layer.dir)
-		s.stuck = append(s.stuck, layer)
-	}
-}
-
-// Cleanup frees the disk of what was removed: directories, then layers that no
-// snapshot shows any more.
+// Cleanup frees the disk of what was removed: mounts, directories, then layers
+// that no snapshot shows any more.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
-	s.removing.Lock()
-	defer s.removing.Unlock()
-	if err := s.unstick(); err != nil {
+	if err := s.hideRemoved(ctx); err != nil {
 		return err
 	}
-	if err := s.Snapshotter.(snapshots.Cleaner).Cleanup(ctx); err != nil && !errdefs.IsNotFound(err) {
+	if err := s.removeDirectories(ctx); err != nil {
 		return err
 	}
 	return s.removeUnused()
 }
 
-func (s *Snapshotter) unstick() error {
+func (s *Snapshotter) hideRemoved(ctx context.Context) error {
+	s.mu.Lock()
+	removed := slices.Clone(s.removed)
+	s.mu.Unlock()
+	var errs []error
+	for _, layer := range removed {
+		err := s.await(ctx, func() error { return s.hide(layer) })
+		if err != nil {
+			errs = append(errs, fmt.Errorf("removed layer %s is still mounted in %s: %w", layer.layer, layer.dir, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// hide unmounts a layer for good.
+func (s *Snapshotter) hide(layer *shown) error {
+	layer.mu.Lock()
+	defer layer.mu.Unlock()
+	layer.gone = true
+	if layer.broken == nil {
+		if err := s.lazy.Unmount(layer.dir); err != nil {
+			return err
+		}
+		layer.broken = errGone
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	stuck := s.stuck
-	s.stuck = nil
-	for _, layer := range stuck {
-		s.hide(layer)
-	}
-	if len(s.stuck) > 0 {
-		return fmt.Errorf("%d removed layers cannot be unmounted, the first in %s", len(s.stuck), s.stuck[0].dir)
-	}
+	s.removed = slices.DeleteFunc(s.removed, func(other *shown) bool { return other == layer })
 	return nil
 }
 
-func (s *Snapshotter) removeUnused() error {
+// removeDirectories leaves those that have a mount to who removed them meanwhile
+// and cleans up next.
+func (s *Snapshotter) removeDirectories(ctx context.Context) error {
+	s.removing.Lock()
+	defer s.removing.Unlock()
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	mounts := len(s.removed)
+	s.mu.Unlock()
+	if mounts > 0 {
+		return nil
+	}
+	err := s.Snapshotter.(snapshots.Cleaner).Cleanup(ctx)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+func (s *Snapshotter) removeUnused() error {
 	layers, err := s.lazy.Layers()
 	if err != nil {
 		return err
 	}
-	used := map[string]bool{}
-	for _, layer := range s.shown {
-		used[layer.layer] = true
-	}
 	var errs []error
 	for _, id := range layers {
-		if !used[id] && s.pending[id] == 0 {
+		if done := s.take(id); done != nil {
 			errs = append(errs, s.lazy.Remove(id))
+			done()
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// take has callers of hold wait for a layer until done is called. It takes none
+// that is in use.
+func (s *Snapshotter) take(id string) (done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pending[id] > 0 || s.leaving[id] != nil || s.shows(id) {
+		return nil
+	}
+	gone := make(chan struct{})
+	s.leaving[id] = gone
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.leaving, id)
+		close(gone)
+	}
+}
+
+// shows is called with the lock held.
+func (s *Snapshotter) shows(id string) bool {
+	is := func(layer *shown) bool { return layer.layer == id }
+	return slices.ContainsFunc(slices.Collect(maps.Values(s.shown)), is) || slices.ContainsFunc(s.removed, is)
+}
+
+// hold keeps Cleanup away from a layer.
+func (s *Snapshotter) hold(ctx context.Context, id string) (release func(), err error) {
+	for {
+		s.mu.Lock()
+		leaving := s.leaving[id]
+		if leaving == nil {
+			s.pending[id]++
+			s.mu.Unlock()
+			return func() { s.release(id) }, nil
+		}
+		s.mu.Unlock()
+		select {
+		case <-leaving:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+func (s *Snapshotter) release(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pending[id]--; s.pending[id] == 0 {
+		delete(s.pending, id)
+	}
 }

@@ -17,7 +17,9 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -65,22 +67,23 @@ type Snapshotter struct {
 	snapshots.Snapshotter // containerd's, over overlayfs
 	lazy                  Lazy
 
+	patience time.Duration // mountTime but for tests
+
 	// targets are held while lazy snapshots of these names are made.
 	targets names
 
 	// removing is held while snapshots or their directories go away.
 	removing sync.Mutex
 
-	mu      sync.Mutex
-	shown   map[string]*shown // by the name of the lazy snapshot
-	stuck   []*shown          // removed, but not unmounted
-	pending map[string]int    // layers that are being fetched for no snapshot yet
-}
+	// going is what callers wait for, and what goes on when they have left.
+	going sync.WaitGroup
 
-// A shown layer stands in the directory of a lazy snapshot.
-type shown struct {
-	layer, dir string
-	broken     error // why it could not be mounted again
+	// mu is never held while something is mounted, fetched or deleted.
+	mu      sync.Mutex
+	shown   map[string]*shown        // by the name of the lazy snapshot
+	removed []*shown                 // that may still be mounted
+	pending map[string]int           // layers that are being fetched for no snapshot yet
+	leaving map[string]chan struct{} // layers that are being removed, closed when they are
 }
 
 var (
@@ -101,8 +104,8 @@ func New(ctx context.Context, root string, lazy Lazy) (*Snapshotter, error) {
 		return nil, err
 	}
 	s := &Snapshotter{
-		Snapshotter: inner, lazy: lazy,
-		shown: map[string]*shown{}, pending: map[string]int{},
+		Snapshotter: inner, lazy: lazy, patience: mountTime,
+		shown: map[string]*shown{}, pending: map[string]int{}, leaving: map[string]chan struct{}{},
 	}
 	if err := s.restore(ctx); err != nil {
 		return nil, errors.Join(err, inner.Close())
@@ -146,35 +149,29 @@ func (s *Snapshotter) prepareLazy(ctx context.Context, target, parent string, la
 	if err != nil {
 		return err
 	}
-	defer s.hold(id)()
+	release, err := s.hold(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer release()
 	if err := s.lazy.Fetch(ctx, id); err != nil {
 		return err
 	}
-	// Images that share a base ask for the same snapshots at once.
-	defer s.targets.lock(target)()
 	if err := s.commitEmpty(ctx, target, parent, labels); err != nil {
 		return err
 	}
-	return s.mount(ctx, target)
-}
-
-// hold keeps Cleanup away from a layer.
-func (s *Snapshotter) hold(id string) (release func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.pending[id]++
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.pending[id]--; s.pending[id] == 0 {
-			delete(s.pending, id)
-		}
+	layer, err := s.layerOf(ctx, target)
+	if err != nil {
+		return err
 	}
+	return s.mount(ctx, layer)
 }
 
 // commitEmpty commits a snapshot with nothing in it. Its size is asked for
 // later, so that the overlay snapshotter need not walk a mount to know it.
 func (s *Snapshotter) commitEmpty(ctx context.Context, target, parent string, labels map[string]string) error {
+	// Images that share a base ask for the same snapshots at once.
+	defer s.targets.lock(target)()
 	labels = maps.Clone(labels)
 	labels[remoteLabel] = "remote snapshot"
 	opt := snapshots.WithLabels(labels)
@@ -254,14 +251,14 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 
 // Close unmounts all layers. Their snapshots stay on disk.
 func (s *Snapshotter) Close() error {
+	s.going.Wait()
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	layers := slices.AppendSeq(slices.Clone(s.removed), maps.Values(s.shown))
+	clear(s.shown)
+	s.mu.Unlock()
 	var errs []error
-	for name, layer := range s.shown {
-		if layer.broken == nil {
-			errs = append(errs, s.lazy.Unmount(layer.dir))
-		}
-		delete(s.shown, name)
+	for _, layer := range layers {
+		errs = append(errs, s.hide(layer))
 	}
 	return errors.Join(append(errs, s.Snapshotter.Close())...)
 }

@@ -304,7 +304,8 @@ func TestRemoval(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"base"}, layers)
 
-	release := s.hold("base")
+	release, err := s.hold(t.Context(), "base")
+	require.NoError(t, err)
 	require.NoError(t, s.Remove(t.Context(), "base"))
 	require.NoError(t, s.Cleanup(t.Context()))
 	require.Zero(t, mountsBelow(t, root))
