@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -130,8 +131,8 @@ func deleteOrphans(ctx context.Context, manager leases.Manager, records *metadat
 }
 
 // unmountLeftovers takes away what a killed daemon left mounted of the worker in
-// a directory: root filesystems of containers, and those that BuildKit mounts
-// for itself among the temporary files. Lazy layers below them answer no more,
+// a directory: root filesystems of containers, and those that BuildKit and
+// containerd mount for themselves among the temporary files. Lazy layers below them answer no more,
 // and other snapshots could never be removed.
 func unmountLeftovers(dir string) error {
 	mounts, err := mountinfo.GetMounts(nil)
@@ -206,13 +207,22 @@ func (p place) shows(m *mountinfo.Info) bool {
 	return m.Major == p.major && m.Minor == p.minor && p.root != "" && strings.HasPrefix(m.Root, p.root+"/")
 }
 
+// isTemporary says whether a mount has a name that BuildKit or containerd gives to
+// those among the temporary files.
 func isTemporary(m *mountinfo.Info) bool {
-	dir := filepath.Clean(os.TempDir())
+	dir, name := os.TempDir(), filepath.Base(m.Mountpoint)
+	switch {
+	case strings.HasPrefix(name, "buildkit-mount"):
+	case strings.HasPrefix(name, "containerd-mount"):
+		dir = cmp.Or(os.Getenv("XDG_RUNTIME_DIR"), dir)
+	default:
+		return false
+	}
 	// The kernel tells mount points without symbolic links.
 	if resolved, err := filepath.EvalSymlinks(dir); err == nil {
 		dir = resolved
 	}
-	return filepath.Dir(m.Mountpoint) == dir && strings.HasPrefix(filepath.Base(m.Mountpoint), "buildkit-mount")
+	return filepath.Dir(m.Mountpoint) == filepath.Clean(dir)
 }
 
 func isDead(m *mountinfo.Info) bool {

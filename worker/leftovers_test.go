@@ -24,6 +24,7 @@ func TestLeftovers(t *testing.T) {
 	}
 	tmp, ours, theirs := t.TempDir(), t.TempDir(), t.TempDir()
 	t.Setenv("TMPDIR", tmp)
+	t.Setenv("XDG_RUNTIME_DIR", "")
 	bind := func(from, to string) string {
 		require.NoError(t, os.MkdirAll(from, 0o755))
 		require.NoError(t, os.MkdirAll(to, 0o755))
@@ -36,6 +37,7 @@ func TestLeftovers(t *testing.T) {
 	removed := bind(filepath.Join(ours, "snapshots/3/fs"), filepath.Join(tmp, "buildkit-mount2"))
 	require.NoError(t, os.RemoveAll(filepath.Join(ours, "snapshots/3")))
 	another := bind(filepath.Join(theirs, "snapshots/1/fs"), filepath.Join(tmp, "buildkit-mount3"))
+	exported := bind(filepath.Join(ours, "snapshots/4/fs"), filepath.Join(tmp, "containerd-mount1"))
 	content := bind(filepath.Join(theirs, "disk"), filepath.Join(ours, "content"))
 
 	disk := t.TempDir() // a filesystem of its own
@@ -53,7 +55,7 @@ func TestLeftovers(t *testing.T) {
 	mounted, err := mountinfo.Mounted(inExecutor)
 	require.NoError(t, err)
 	require.False(t, mounted)
-	for dir, left := range map[string]bool{rootfs: false, view: false, removed: false, another: true, onDisk: false, beside: true, content: true} {
+	for dir, left := range map[string]bool{rootfs: false, view: false, removed: false, exported: false, another: true, onDisk: false, beside: true, content: true} {
 		mounted, err := mountinfo.Mounted(dir)
 		if !left && dir != rootfs {
 			require.NoDirExists(t, dir)
