@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -44,4 +45,8 @@ func TestPullAfterWrongBytes(t *testing.T) {
 		require.ErrorContains(t, err, "unexpected commit digest")
 	}
 	d.build(t, dir)
+	// Nor does one that failed keep what is here in use.
+	require.Eventually(t, func() bool {
+		return !strings.Contains(d.buildctl(t, "du", "--verbose"), "Reclaimable:\tfalse")
+	}, 10*time.Second, 100*time.Millisecond)
 }

@@ -24,7 +24,7 @@ import (
 func newAPIServer(t *telemetry, onCall grpc.UnaryServerInterceptor) *grpc.Server {
 	return grpc.NewServer(
 		grpc.StatsHandler(t.serverStats()),
-		grpc.ChainUnaryInterceptor(logErrors, grpcerrors.UnaryServerInterceptor, onCall),
+		grpc.ChainUnaryInterceptor(logErrors, grpcerrors.UnaryServerInterceptor, releaseHeld, onCall),
 		grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
