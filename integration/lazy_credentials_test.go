@@ -56,7 +56,7 @@ func TestLazyCredentials(t *testing.T) {
 
 	t.Run("basic", func(t *testing.T) {
 		g := newGate(t)
-		g.basic = true
+		g.login.Basic = true
 		d := startLazy(t, onDemand)
 		require.Equal(t, want, sum(t, d.build(t, upon(t, g.address+"/"+name, "head -c 100 /one >/dev/null; "+sumAll))))
 		g.requireLazy(t, name)
@@ -66,8 +66,8 @@ func TestLazyCredentials(t *testing.T) {
 	for _, kind := range []string{"bearer", "basic"} {
 		t.Run("wrong and none beside right, "+kind, func(t *testing.T) {
 			g := newGate(t)
-			g.basic = kind == "basic"
-			g.users["second"] = "other secret"
+			g.login.Basic = kind == "basic"
+			g.login.Users["second"] = "other secret"
 			d := startLazy(t, onDemand)
 			d.build(t, upon(t, g.address+"/"+pinned, "true"))
 			var wg sync.WaitGroup

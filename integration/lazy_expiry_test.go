@@ -17,7 +17,7 @@ func TestLazyExpiry(t *testing.T) {
 	const command = "head -c 100 /one >/dev/null; sleep 3; cat /two >/dev/null; sleep 3; " + sumAll
 	p := d.build(t, upon(t, g.address+"/"+name, command))
 	require.Equal(t, want, sum(t, p), p.text())
-	require.NotZero(t, g.refused.Load(), "no token has expired")
+	require.NotZero(t, g.login.Refused(), "no token has expired")
 	require.NotZero(t, g.gone.Load(), "no redirect has expired")
 	g.requireLazy(t, name)
 }

@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -26,20 +25,17 @@ import (
 // image's configuration, are BuildKit's own affair.
 type gate struct {
 	address  string
-	users    map[string]string // and their passwords
-	open     bool              // to everybody
-	basic    bool
-	lasts    time.Duration                // of a token, and of a redirect to storage
+	login    shaped.Login                 // what lasts is a redirect to storage, too
+	open     bool                         // to everybody
 	redirect bool                         // who asks for parts of blobs
 	fault    atomic.Pointer[http.Handler] // nil lets everything through
 	forward  http.Handler
 
 	mu     sync.Mutex
-	tokens map[string]time.Time // until when they are good
 	places map[string]place
 	blobs  map[digest.Digest]*fetches
 
-	refused, gone atomic.Int64 // requests with an expired token, or place
+	gone atomic.Int64 // requests with an expired place
 }
 
 // A place in the storage has a blob for a while.
@@ -56,9 +52,9 @@ type fetches struct{ parts, whole, bytes atomic.Int64 }
 func newGate(t *testing.T) *gate {
 	t.Helper()
 	g := &gate{
-		users: map[string]string{"builder": "secret"}, lasts: 2 * time.Second,
+		login:   shaped.Login{Users: map[string]string{"builder": "secret"}, Lasts: 2 * time.Second},
 		forward: httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: registry(t)}),
-		tokens:  map[string]time.Time{}, places: map[string]place{}, blobs: map[digest.Digest]*fetches{},
+		places:  map[string]place{}, blobs: map[digest.Digest]*fetches{},
 	}
 	srv := httptest.NewServer(g)
 	t.Cleanup(srv.Close)
@@ -69,92 +65,29 @@ func newGate(t *testing.T) *gate {
 
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
-	case r.URL.Path == "/token":
-		g.issue(w, r)
-		return
 	case strings.HasPrefix(r.URL.Path, "/storage/"):
 		if !g.finds(r) {
 			http.Error(w, "expired", http.StatusForbidden)
 			return
 		}
-	case !g.permits(r):
-		g.challenge(w, r)
+	case !g.open && !g.login.Admits(w, r):
 		return
-	case g.redirect && isPart(r):
+	case g.redirect && shaped.IsPart(r):
 		g.send(w, r)
 		return
 	}
-	r.Header.Del("Authorization")
 	w = &countingWriter{w, g.count(r)}
-	if fault := g.fault.Load(); fault != nil && isPart(r) {
+	if fault := g.fault.Load(); fault != nil && shaped.IsPart(r) {
 		(*fault).ServeHTTP(w, r)
 		return
 	}
 	g.forward.ServeHTTP(w, r)
 }
 
-// isPart says whether a request is for a part of a blob.
-func isPart(r *http.Request) bool {
-	part := r.Header.Get("Range")
-	return part != "" && part != "bytes=0-"
-}
-
-func (g *gate) challenge(w http.ResponseWriter, r *http.Request) {
-	challenge := `Basic realm="registry"`
-	if !g.basic {
-		challenge = fmt.Sprintf(`Bearer realm="http://%s/token",service="registry",scope="repository:any:pull"`, g.address)
-		if r.Header.Get("Authorization") != "" && !isPart(r) {
-			challenge += `,error="invalid_token"`
-		}
-	}
-	w.Header().Set("WWW-Authenticate", challenge)
-	http.Error(w, "no entry", http.StatusUnauthorized)
-}
-
-// issue says that a token is good for longer than it is.
-func (g *gate) issue(w http.ResponseWriter, r *http.Request) {
-	user, password, ok := r.BasicAuth()
-	if !ok {
-		user, password = r.FormValue("username"), r.FormValue("password")
-	}
-	if !g.knows(user, password) {
-		http.Error(w, "who are you", http.StatusUnauthorized)
-		return
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	token := fmt.Sprint("token-", len(g.tokens))
-	g.tokens[token] = time.Now().Add(g.lasts)
-	_ = json.NewEncoder(w).Encode(map[string]any{"token": token, "access_token": token, "expires_in": 3600})
-}
-
-func (g *gate) knows(user, password string) bool { return user != "" && g.users[user] == password }
-
-func (g *gate) permits(r *http.Request) bool {
-	if g.open {
-		return true
-	}
-	if g.basic {
-		user, password, _ := r.BasicAuth()
-		return g.knows(user, password)
-	}
-	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !ok {
-		return false
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if time.Now().Before(g.tokens[token]) {
-		return true
-	}
-	g.refused.Add(1)
-	return false
-}
-
 func (g *gate) send(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
 	name := fmt.Sprint("/storage/", len(g.places))
-	g.places[name] = place{r.URL.Path, time.Now().Add(g.lasts)}
+	g.places[name] = place{r.URL.Path, time.Now().Add(g.login.Lasts)}
 	g.mu.Unlock()
 	http.Redirect(w, r, "http://"+g.address+name, http.StatusTemporaryRedirect)
 }
@@ -179,7 +112,7 @@ func (g *gate) count(r *http.Request) *atomic.Int64 {
 		return new(atomic.Int64)
 	}
 	f := g.fetched(digest.Digest(name))
-	if isPart(r) {
+	if shaped.IsPart(r) {
 		f.parts.Add(1)
 	} else {
 		f.whole.Add(1)
