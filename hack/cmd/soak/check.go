@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,8 +25,29 @@ const overhead = 1 << 20
 // check polls until nothing of the daemon's is where it should not be.
 func (d *daemon) check(ctx context.Context) (err error) {
 	return d.eventually(ctx, func() error {
-		return errors.Join(d.checkUsage(ctx), d.checkMounts(), checkProcesses(d))
+		return errors.Join(d.collect(ctx), d.checkRunning(ctx))
 	})
+}
+
+// collect lets the daemon's runtime collect garbage: the error of a step
+// that failed keeps its records in use until then.
+func (d *daemon) collect(ctx context.Context) error {
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", d.debug)
+	}}}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://daemon/debug/gc", nil)
+	if err != nil {
+		return err
+	}
+	answer, err := c.Do(r)
+	if err != nil {
+		return err
+	}
+	return answer.Body.Close()
+}
+
+func (d *daemon) checkRunning(ctx context.Context) error {
+	return errors.Join(d.checkUsage(ctx), d.checkMounts(), checkProcesses(d))
 }
 
 // checkEmpty prunes all, ends the daemon, and looks for what is left.
@@ -115,7 +138,7 @@ func (d *daemon) checkUsage(ctx context.Context) error {
 	for _, r := range records {
 		told += r.Size
 		if r.InUse {
-			return fmt.Errorf("in use, while nobody builds: %s %s", r.ID, r.Description)
+			return fmt.Errorf("%w: %s %s", errInUse, r.ID, r.Description)
 		}
 	}
 	there, err := occupied(d.worker())

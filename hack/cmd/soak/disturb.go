@@ -18,11 +18,12 @@ import (
 )
 
 // A disturbance happens to one daemon while steps run. Undo, if it is not nil, is
-// called when they have ended.
+// called when they have ended. A harmless one is no excuse for a step that fails.
 type disturbance struct {
-	name string
-	do   func(*rand.Rand)
-	undo func()
+	name     string
+	do       func(*rand.Rand)
+	undo     func()
+	harmless bool
 }
 
 func (d *daemon) disturbances() []disturbance {
@@ -65,6 +66,20 @@ func (d *daemon) disturbances() []disturbance {
 			d.empty()
 			d.mustStart()
 		}, undo: d.empty},
+		{name: "killed client", do: func(r *rand.Rand) {
+			if err := d.killClient(r); err != nil {
+				log.Printf("%s: client to kill: %v", d.name, err)
+			}
+		}, harmless: true},
+		{name: "second daemon", do: func(*rand.Rand) { d.mustRefuseSecond() }, harmless: true},
+	}
+	if d.gate.login != nil && !d.gate.login.Basic {
+		all = append(all, disturbance{name: "expired tokens", do: func(r *rand.Rand) {
+			for range 1 + r.IntN(5) {
+				d.gate.login.Forget()
+				time.Sleep(time.Duration(r.Int64N(int64(time.Second))))
+			}
+		}})
 	}
 	for _, f := range faults {
 		all = append(all, disturbance{
@@ -91,10 +106,11 @@ func (d *daemon) mustStart() {
 	}
 }
 
-// A gate stands before the registry, and answers some requests for blobs in its
-// own way.
+// A gate stands before the registry. It may want a login, and answers some requests
+// in its own way.
 type gate struct {
 	address string
+	login   *shaped.Login // nil lets everybody in
 	server  http.Server
 	forward http.Handler
 	fault   atomic.Pointer[fault]
@@ -102,21 +118,40 @@ type gate struct {
 	n       atomic.Int64 // requests while there is a fault
 }
 
-func newGate(registry string) (*gate, error) {
+// The user that all clients are.
+const user, password = "builder", "secret"
+
+func newGate(registry string, login *shaped.Login) (*gate, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
 	forward := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: registry})
 	forward.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
-	g := &gate{address: l.Addr().String(), forward: forward}
+	g := &gate{address: l.Addr().String(), login: login, forward: forward}
 	g.server.Handler = g
 	go func() { _ = g.server.Serve(l) }()
 	return g, nil
 }
 
+// randomLogin returns nil for a registry that lets everybody in.
+func randomLogin(r *rand.Rand) (login *shaped.Login, name string) {
+	login = &shaped.Login{Users: map[string]string{user: password}, Lasts: time.Hour}
+	switch r.IntN(4) {
+	case 0:
+		return nil, "no login"
+	case 1:
+		login.Basic = true
+		return login, "a password"
+	}
+	return login, "tokens"
+}
+
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if f := g.fault.Load(); f != nil && r.Method == http.MethodGet && g.n.Add(1)%g.oneIn.Load() == 0 {
+	if g.login != nil && !g.login.Admits(w, r) {
+		return
+	}
+	if f := g.fault.Load(); f != nil && (f.writes || r.Method == http.MethodGet) && g.n.Add(1)%g.oneIn.Load() == 0 {
 		f.answer(g.forward, w, r)
 		return
 	}
@@ -126,16 +161,17 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // A fault answers a request.
 type fault struct {
 	name   string
+	writes bool // it is for those that push, too
 	answer func(forward http.Handler, w http.ResponseWriter, r *http.Request)
 }
 
 var faults = []fault{
 	status(http.StatusInternalServerError), status(http.StatusForbidden), status(http.StatusUnauthorized),
 	status(http.StatusNotFound), status(http.StatusTooManyRequests),
-	{"reset", func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
+	{"reset", true, func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
 		forward.ServeHTTP(&shaped.CutWriter{ResponseWriter: w, Left: 1000, Cut: func() { panic(http.ErrAbortHandler) }}, r)
 	}},
-	{"stall", func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
+	{"stall", true, func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
 		forward.ServeHTTP(&shaped.CutWriter{ResponseWriter: w, Left: 1000, Cut: func() {
 			w.(http.Flusher).Flush()
 			select {
@@ -145,25 +181,25 @@ var faults = []fault{
 			panic(http.ErrAbortHandler)
 		}}, r)
 	}},
-	{"wrong bytes", func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
+	{"wrong bytes", false, func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
 		forward.ServeHTTP(&shaped.WrongWriter{ResponseWriter: w}, r)
 	}},
-	{"wrong range", func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
+	{"wrong range", false, func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
 		r.Header.Set("Range", "bytes=0-99")
 		forward.ServeHTTP(w, r)
 	}},
-	{"no ranges", func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
+	{"no ranges", false, func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
 		r.Header.Del("Range")
 		forward.ServeHTTP(w, r)
 	}},
-	{"slow", func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
+	{"slow", true, func(forward http.Handler, w http.ResponseWriter, r *http.Request) {
 		time.Sleep(700 * time.Millisecond)
 		forward.ServeHTTP(w, r)
 	}},
 }
 
 func status(code int) fault {
-	return fault{fmt.Sprint(code), func(_ http.Handler, w http.ResponseWriter, _ *http.Request) {
+	return fault{fmt.Sprint(code), true, func(_ http.Handler, w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "a fault", code)
 	}}
 }

@@ -27,6 +27,7 @@ func main() {
 	flag.DurationVar(&opt.lasts, "for", time.Minute, "how long to go on")
 	flag.Uint64Var(&opt.seed, "seed", uint64(time.Now().UnixNano()), "where chance begins")
 	flag.StringVar(&opt.daemon, "daemon", "buildkitd-esgz", "what to run")
+	flag.StringVar(&opt.buildctl, "buildctl", "buildctl", "the client that is killed")
 	flag.StringVar(&opt.registry, "registry", "", "host:port of an empty registry")
 	flag.StringVar(&opt.dir, "dir", "", "directory for everything else")
 	flag.Parse()
@@ -39,9 +40,10 @@ func main() {
 }
 
 type options struct {
-	lasts                 time.Duration
-	seed                  uint64
-	daemon, registry, dir string
+	lasts            time.Duration
+	seed             uint64
+	daemon, buildctl string
+	registry, dir    string
 }
 
 func soak(ctx context.Context, opt options) (err error) {
@@ -93,7 +95,7 @@ func (w *world) round(ctx context.Context, r *rand.Rand, n int) error {
 		if known(errs[i]) {
 			continue
 		}
-		if s.on != d || what.do == nil || errors.Is(errs[i], errWrong) {
+		if s.on != d || what.do == nil || what.harmless || errors.Is(errs[i], errWrong) {
 			return fmt.Errorf("%s: %w", s.name, errs[i])
 		}
 		w.failed++
@@ -103,7 +105,16 @@ func (w *world) round(ctx context.Context, r *rand.Rand, n int) error {
 		}
 	}
 	for _, d := range w.daemons {
-		if err := d.check(ctx); err != nil {
+		err := d.check(ctx)
+		if errors.Is(err, errInUse) && what.do != nil {
+			// BuildKit keeps the record of a checksum in use that is canceled. That
+			// ends with the daemon.
+			log.Printf("%s: restarted: %v", d.name, err)
+			if err = errors.Join(d.stop(), d.start()); err == nil {
+				err = d.check(ctx)
+			}
+		}
+		if err != nil {
 			return fmt.Errorf("%s: after %s: %w", d.name, what.name, err)
 		}
 	}
@@ -146,5 +157,7 @@ func known(err error) bool { return strings.Contains(err.Error(), "unexpected ni
 
 // errWrong is an error that nothing excuses.
 var errWrong = errors.New("wrong")
+
+var errInUse = errors.New("in use, while nobody builds")
 
 func (w *world) temp() (string, error) { return os.MkdirTemp(filepath.Join(w.opt.dir, "tmp"), "") }

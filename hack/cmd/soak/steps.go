@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/session"
 	"github.com/tonistiigi/fsutil"
 	"golang.org/x/sync/errgroup"
 
@@ -142,9 +143,7 @@ func (d *daemon) readStep(r *rand.Rand, im image) step {
 		}
 		defer os.RemoveAll(dir)
 		out := filepath.Join(dir, "out")
-		dockerfile := fmt.Sprintf("FROM %s/%s AS all\nRUN cd /data && sha256sum %s >/sums # %d\nFROM scratch\nCOPY --from=all /sums /\n",
-			d.gate.address, im.name, strings.Join(names, " "), salt)
-		if err := d.build(ctx, dir, dockerfile, client.ExportEntry{Type: client.ExporterLocal, OutputDir: out}); err != nil {
+		if err := d.build(ctx, dir, d.reads(im, names, salt), client.ExportEntry{Type: client.ExporterLocal, OutputDir: out}); err != nil {
 			return err
 		}
 		var want bytes.Buffer
@@ -160,6 +159,12 @@ func (d *daemon) readStep(r *rand.Rand, im image) step {
 		}
 		return nil
 	}}
+}
+
+// reads is a Dockerfile that makes the sums of files of an image.
+func (d *daemon) reads(im image, names []string, salt int) string {
+	return fmt.Sprintf("FROM %s/%s AS all\nRUN cd /data && sha256sum %s >/sums # %d\nFROM scratch\nCOPY --from=all /sums /\n",
+		d.gate.address, im.name, strings.Join(names, " "), salt)
 }
 
 // exportStep pushes an image with one more file.
@@ -257,6 +262,7 @@ func (d *daemon) build(ctx context.Context, dir, dockerfile string, to client.Ex
 			Frontend:    "dockerfile.v0",
 			LocalMounts: map[string]fsutil.FS{"context": mount, "dockerfile": mount},
 			Exports:     []client.ExportEntry{to},
+			Session:     []session.Attachable{d.w.logins},
 		}, status)
 		return err
 	})

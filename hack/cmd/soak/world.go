@@ -14,12 +14,14 @@ import (
 	"time"
 
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/session"
 )
 
 // A world is a registry with images, and daemons that build upon them.
 type world struct {
 	opt     options
 	daemons []*daemon
+	logins  session.Attachable
 
 	steps, disturbed, failed int
 
@@ -39,14 +41,18 @@ func newWorld(ctx context.Context, opt options) (w *world, err error) {
 	if err := os.MkdirAll(filepath.Join(opt.dir, "tmp"), 0o700); err != nil {
 		return nil, err
 	}
+	r := rand.New(rand.NewPCG(opt.seed, 1<<63))
 	for _, snapshotter := range []string{"stargz", "overlayfs"} {
-		d, err := w.newDaemon(snapshotter)
+		d, err := w.newDaemon(snapshotter, r)
 		if err != nil {
 			return nil, err
 		}
 		w.daemons = append(w.daemons, d)
 	}
-	return w, w.pushBases(ctx, rand.New(rand.NewPCG(opt.seed, 1<<63)))
+	if err := w.logIn(); err != nil {
+		return nil, err
+	}
+	return w, w.pushBases(ctx, r)
 }
 
 func (w *world) close() (err error) {
@@ -72,6 +78,7 @@ type daemon struct {
 	tmp, log    string
 	gate        *gate
 	address     string
+	debug       string // a socket
 	client      *client.Client
 
 	cmd   *exec.Cmd
@@ -92,12 +99,12 @@ const daemonConfig = `
   mount_timeout = "5s"
 `
 
-func (w *world) newDaemon(snapshotter string) (*daemon, error) {
+func (w *world) newDaemon(snapshotter string, r *rand.Rand) (*daemon, error) {
 	dir := filepath.Join(w.opt.dir, snapshotter)
 	d := &daemon{
 		w: w, name: snapshotter, snapshotter: snapshotter,
 		root: filepath.Join(dir, "root"), tmp: filepath.Join(dir, "tmp"), log: filepath.Join(dir, "log"),
-		address: "unix://" + filepath.Join(dir, "sock"),
+		address: "unix://" + filepath.Join(dir, "sock"), debug: filepath.Join(dir, "debug"),
 	}
 	for _, dir := range []string{d.root, d.tmp} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -110,22 +117,29 @@ func (w *world) newDaemon(snapshotter string) (*daemon, error) {
 	if err := syscall.Mount("tmpfs", d.root, "tmpfs", 0, fmt.Sprint("size=", diskSize)); err != nil {
 		return nil, fmt.Errorf("disk of %s: %w", snapshotter, err)
 	}
-	gate, err := newGate(w.opt.registry)
-	if err != nil {
+	login, name := randomLogin(r)
+	log.Printf("%s: its registry wants %s", d.name, name)
+	var err error
+	if d.gate, err = newGate(w.opt.registry, login); err != nil {
 		return nil, err
 	}
-	d.gate = gate
 	if d.client, err = client.New(context.Background(), d.address); err != nil {
 		return nil, err
 	}
 	return d, d.start()
 }
 
-func (d *daemon) start() error {
-	d.cmd = exec.Command(d.w.opt.daemon,
-		"--config", filepath.Join(filepath.Dir(d.root), "toml"), "--root", d.root, "--addr", d.address,
+func (d *daemon) command(ctx context.Context) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, d.w.opt.daemon,
+		"--config", filepath.Join(filepath.Dir(d.root), "toml"), "--root", d.root,
+		"--addr", d.address, "--debugaddr", "unix://"+d.debug,
 		"--containerd-worker=false", "--oci-worker-net=host", "--oci-worker-snapshotter", d.snapshotter)
-	d.cmd.Env = append(os.Environ(), "TMPDIR="+d.tmp)
+	cmd.Env = append(os.Environ(), "TMPDIR="+d.tmp)
+	return cmd
+}
+
+func (d *daemon) start() error {
+	d.cmd = d.command(context.Background())
 	out, err := os.OpenFile(d.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
