@@ -214,9 +214,14 @@ func requireNoDeadMounts(t *testing.T, d *daemon) {
 // requirePruned looks at the disk after everything was pruned.
 func requirePruned(t *testing.T, d *daemon) {
 	t.Helper()
-	require.Empty(t, mountsBelow(t, []string{d.dir}))
+	requirePrunedBelow(t, filepath.Join(d.dir, "root"))
+}
+
+func requirePrunedBelow(t *testing.T, root string) {
+	t.Helper()
+	require.Empty(t, mountsBelow(t, []string{root}))
 	for _, dir := range []string{"snapshotter/snapshots", "layers/layers", "layers/tmp"} {
-		left, err := os.ReadDir(filepath.Join(d.dir, "root", "runc-stargz", "snapshots", dir))
+		left, err := os.ReadDir(filepath.Join(root, "runc-stargz", "snapshots", dir))
 		require.NoError(t, err)
 		require.Empty(t, left, dir)
 	}

@@ -16,16 +16,33 @@ const maxSpooled = 4 << 30
 
 var errSpoolFull = errors.New("the server knows no ranges, and there is no room for all of the blob")
 
-// A budget is bytes that may still be taken.
-type budget struct{ left atomic.Int64 }
+// A budget is bytes that may still be taken, as long as there is room for them.
+type budget struct {
+	left atomic.Int64
+	room func(bytes int64) error
+}
 
-// take takes n bytes, or says that there are not as many.
-func (b *budget) take(n int64) bool {
-	if b.left.Add(-n) >= 0 {
-		return true
+// has says why n bytes could not be taken just now.
+func (b *budget) has(n int64) error {
+	if b.left.Load() < n {
+		return errSpoolFull
 	}
-	b.left.Add(n)
-	return false
+	if err := b.room(n); err != nil {
+		return fmt.Errorf("%w: %w", errSpoolFull, err)
+	}
+	return nil
+}
+
+// take takes n bytes, or says why it does not.
+func (b *budget) take(n int64) error {
+	if err := b.has(n); err != nil {
+		return err
+	}
+	if b.left.Add(-n) < 0 {
+		b.left.Add(n)
+		return errSpoolFull
+	}
+	return nil
 }
 
 // keepSpool is how long a whole blob, or what came of it, is kept after its
@@ -149,8 +166,8 @@ func (s *spool) add(body io.Reader, size int64) (int64, error) {
 		s.file, s.have = file, 0
 		s.mu.Unlock()
 	}
-	if s.budget.left.Load() <= 0 {
-		return 0, errSpoolFull
+	if err := s.budget.has(max(size-s.have, 1)); err != nil {
+		return 0, err
 	}
 	if n, err := io.CopyN(io.Discard, body, s.have); err == io.EOF {
 		return 0, &fault{fmt.Sprintf("a blob of %d bytes, of which %d came before", n, s.have)}
@@ -175,8 +192,8 @@ type budgeted struct {
 }
 
 func (w *budgeted) Write(p []byte) (int, error) {
-	if !w.budget.take(int64(len(p))) {
-		return 0, errSpoolFull
+	if err := w.budget.take(int64(len(p))); err != nil {
+		return 0, err
 	}
 	n, err := w.Writer.Write(p)
 	w.budget.left.Add(int64(len(p) - n))

@@ -2,6 +2,8 @@ package blob
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -320,6 +322,45 @@ func TestEndless(t *testing.T) {
 	require.LessOrEqual(t, b.spool.have, int64(room))
 	b.spool.dropIdle()
 	require.EqualValues(t, room, b.line.spools.left.Load())
+}
+
+// Nor does one of which the disk has no room for all. Where its size is known, none
+// of it is taken.
+func TestNoRoom(t *testing.T) {
+	t.Parallel()
+	blob := contents(1 << 20)
+	full := errors.New("the disk is full")
+	for name, respond := range map[string]trouble{
+		"size known": func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Content-Length", fmt.Sprint(len(blob)))
+			w.WriteHeader(http.StatusOK)
+			w.Write(blob)
+			return true
+		},
+		"size unknown": endless,
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := serve(t, blob, respond)
+			opts := impatient
+			var most int64
+			opts.Room = func(n int64) error {
+				if n > 500_000 || most > 500_000 {
+					return full
+				}
+				most += n
+				return nil
+			}
+			b := r.open(opts)
+			e := wantError(t, b)
+			require.ErrorIs(t, e, errSpoolFull)
+			require.ErrorIs(t, e, full)
+			require.False(t, e.Temporary())
+			require.Equal(t, name == "size known", b.spool.have == 0)
+			require.LessOrEqual(t, b.spool.have, int64(600_000))
+			b.spool.dropIdle()
+			require.EqualValues(t, maxSpooled, b.line.spools.left.Load())
+		})
+	}
 }
 
 // Where the size of the blob is known, it ends there.

@@ -33,7 +33,7 @@ type layer struct {
 
 func newLayer(stored *store.Layer, b *blob.Blob, labels Labels, c *calm, r *room) *layer {
 	stored.Connect(store.Blobs{
-		Wanted:     b.With(blob.Wanted),
+		Wanted:     thrifty{b.With(blob.Wanted), r},
 		Prefetch:   roomy{b.With(blob.Prefetch), r},
 		Background: roomy{b.With(blob.Background), r},
 	})
@@ -86,11 +86,10 @@ func (l *layer) fill(ctx context.Context, c Config) {
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		if errors.Is(err, errNoRoom) {
-			pause = looksAgain
-		}
 		again := time.After(pause)
-		if refused(err) {
+		if lacksRoom(err) {
+			again = time.After(looksAgain)
+		} else if refused(err) {
 			again = nil
 		}
 		bklog.L.WithError(err).Debugf("layer %s is fetched on when it is used again, or in %s unless it was refused", l.Key().Blob, pause)

@@ -68,7 +68,8 @@ func New(root string, opts Options) (*Layers, error) {
 	opts.Config = opts.Config.withDefaults()
 	m, c := newMetrics(), &calm{}
 	waited := func(d time.Duration) { m.waited(d); c.waits() }
-	st, err := store.Open(filepath.Join(root, "layers"), store.Options{Waited: waited, Pace: c.await})
+	r := &room{dir: root, limits: opts.Limits, disk: func() (disk.DiskStat, error) { return disk.GetDiskStat(root) }}
+	st, err := store.Open(filepath.Join(root, "layers"), store.Options{Waited: waited, Pace: c.await, Room: r.has})
 	if err != nil {
 		return nil, err
 	}
@@ -78,13 +79,14 @@ func New(root string, opts Options) (*Layers, error) {
 		Deadline:      opts.Deadline.Duration,
 		Stall:         opts.Stall.Duration,
 		TempDir:       root, // which the store has made
+		Room:          r.has,
 	})
 	l := &Layers{
-		opts: opts, line: line, store: st, ahead: newLookahead(), calm: c, metrics: m,
+		opts: opts, line: line, store: st, ahead: newLookahead(), calm: c, room: r, metrics: m,
 		access: access{alive: opts.Alive, grants: map[grant]struct{}{}},
 		blobs:  map[string]*blob.Blob{}, open: map[string]*layer{}, mounts: map[string]mounted{},
 	}
-	l.room = &room{limits: opts.Limits, disk: func() (disk.DiskStat, error) { return disk.GetDiskStat(root) }, used: l.used}
+	r.used = l.used
 	return l, nil
 }
 

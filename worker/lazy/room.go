@@ -3,17 +3,19 @@ package lazy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/moby/buildkit/util/disk"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/blob"
 )
 
 // Limits are where layers stop being fetched that nobody waits for. What a build
-// reads is fetched all the same.
+// reads is fetched all the same, until only the reserve is left of the disk.
 type Limits struct {
 	MinFree int64 // bytes of the disk; zero is a twentieth of it
 	MaxUsed int64 // bytes of all lazy layers together; zero is no limit
@@ -24,8 +26,33 @@ const looksAgain = 2 * time.Second
 
 var errNoRoom = errors.New("the disk has no room for what nobody waits for")
 
+// maxReserve is how much of the disk lazy layers leave free, in bytes. The daemon
+// needs it for its databases and for the records of builds, of which BuildKit keeps
+// fifty: a build that does nothing but find its cache writes up to half a MiB. Of a
+// small disk it is a fiftieth, which is good for some of these builds.
+const maxReserve = 64 << 20
+
+func reserve(s disk.DiskStat) int64 { return min(maxReserve, s.Total/50) }
+
+// A fullError says what was not written to a disk that is full but for the
+// reserve.
+type fullError struct {
+	dir   string
+	bytes int64
+	disk  disk.DiskStat
+}
+
+func (e *fullError) Error() string {
+	return fmt.Sprintf("no room for %s more: the filesystem of %s has %s available, and lazy layers leave %s to the daemon; prune the build cache, let garbage collection keep less, or use a larger disk",
+		units.HumanSize(float64(e.bytes)), e.dir, units.HumanSize(float64(e.disk.Available)), units.HumanSize(float64(reserve(e.disk))))
+}
+
+// lacksRoom says whether an error is about the disk, which may have room soon.
+func lacksRoom(err error) bool { return errors.Is(err, errNoRoom) || errors.As(err, new(*fullError)) }
+
 // A room says whether the disk has room. It is safe for concurrent use.
 type room struct {
+	dir    string
 	limits Limits
 	disk   func() (disk.DiskStat, error)
 	used   func() int64
@@ -56,7 +83,17 @@ func (r *room) look() (full bool) {
 	if least == 0 {
 		least = stat.Total / 20
 	}
-	return stat.Available < least
+	return stat.Available < max(least, reserve(stat))
+}
+
+// has says why so many bytes would not leave the reserve. Where nothing is known
+// of the disk, writing to it will tell.
+func (r *room) has(bytes int64) error {
+	stat, err := r.disk()
+	if err != nil || stat.Available-bytes >= reserve(stat) {
+		return nil //nolint:nilerr // see above
+	}
+	return &fullError{r.dir, bytes, stat}
 }
 
 // roomy reads a blob as long as the disk has room.
@@ -71,6 +108,25 @@ func (v roomy) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	}
 	return v.View.Range(ctx, off, n)
 }
+
+// thrifty reads a blob for who waits. What comes along without being waited for
+// does not take the last room from what is.
+type thrifty struct {
+	blob.View
+	room *room
+}
+
+func (v thrifty) Window() int64 {
+	n := v.View.Window()
+	if v.room.has(spare*n) != nil {
+		return 0
+	}
+	return n
+}
+
+// spare is how many windows there has to be room for. What comes is as much as a
+// few times its compressed size.
+const spare = 16
 
 // used are the bytes that the mounted layers take of the disk.
 func (l *Layers) used() (sum int64) {

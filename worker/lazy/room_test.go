@@ -2,13 +2,17 @@ package lazy
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/moby/buildkit/util/disk"
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/blob"
 )
 
 func TestRoom(t *testing.T) {
@@ -37,6 +41,43 @@ func TestRoom(t *testing.T) {
 	})
 }
 
+// What somebody waits for may take all of the disk but the reserve, which is small
+// on a small disk.
+func TestReserve(t *testing.T) {
+	for _, c := range []struct{ total, reserve int64 }{
+		{1 << 40, 64 << 20}, {4 << 30, 64 << 20}, {1 << 30, 1 << 30 / 50}, {200 << 20, 4 << 20}, {0, 0},
+	} {
+		stat := disk.DiskStat{Total: c.total, Available: c.reserve + 4<<20, Free: c.total}
+		var broken error
+		r := &room{dir: "/root", disk: func() (disk.DiskStat, error) { return stat, broken }, used: func() int64 { return 0 }}
+		require.NoError(t, r.has(4<<20), c)
+		err := r.has(4<<20 + 1)
+		require.ErrorContains(t, err, "no room for 4.194MB more: the filesystem of /root has ", c)
+		require.ErrorContains(t, err, "prune the build cache")
+		require.True(t, lacksRoom(fmt.Errorf("layer: %w", err)))
+		stat.Available = 0
+		require.Error(t, r.has(1))
+		broken = errors.New("no such disk")
+		require.NoError(t, r.has(1))
+	}
+	stat := disk.DiskStat{Total: 200 << 20, Available: 5 << 20}
+	r := &room{limits: Limits{MinFree: 1}, disk: func() (disk.DiskStat, error) { return stat, nil }}
+	require.False(t, r.look())
+	stat.Available = 3 << 20
+	require.True(t, r.look(), "whatever the policy says")
+}
+
+// A read does not bring its neighbours along where there is little room left.
+func TestThrifty(t *testing.T) {
+	stat := disk.DiskStat{Total: 1 << 40, Available: 1 << 40}
+	r := &room{disk: func() (disk.DiskStat, error) { return stat, nil }}
+	line := blob.NewLine(blob.Options{})
+	v := thrifty{line.Open(digest.FromString("")).With(blob.Wanted), r}
+	require.Positive(t, v.Window())
+	stat.Available = maxReserve + v.Window()
+	require.Zero(t, v.Window())
+}
+
 // On a full disk comes what somebody reads, and the rest when there is room.
 func TestFullDisk(t *testing.T) {
 	if os.Getuid() != 0 {
@@ -45,11 +86,12 @@ func TestFullDisk(t *testing.T) {
 	p := servePrivate(t, 10)
 	l := p.open(t, Config{})
 	free := make(chan int64, 1)
-	free <- 0
+	const total = 1 << 30
+	free <- total / 30
 	l.room.disk = func() (disk.DiskStat, error) {
 		n := <-free
 		free <- n
-		return disk.DiskStat{Total: 1000, Available: n}, nil
+		return disk.DiskStat{Total: total, Available: n}, nil
 	}
 	p.set("right", true, true)
 	require.NoError(t, p.fetch(t, l, "right"))
@@ -67,6 +109,6 @@ func TestFullDisk(t *testing.T) {
 	require.ErrorIs(t, open.Fill(t.Context()), errNoRoom)
 	require.False(t, open.Complete())
 	<-free
-	free <- 1000
+	free <- total
 	require.Eventually(t, open.Complete, 30*time.Second, 10*time.Millisecond)
 }

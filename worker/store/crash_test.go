@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
 )
@@ -281,53 +280,6 @@ func untilKilled(t *testing.T, root, dir string) {
 			require.NoError(t, s.Remove(b.key))
 		}
 	}
-}
-
-// TestDiskFull fills a file system of 4 MiB, and makes it larger.
-func TestDiskFull(t *testing.T) {
-	root := t.TempDir()
-	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=4m"); err != nil {
-		t.Skipf("mounting a tmpfs, which needs root: %v", err)
-	}
-	// An index stays mapped until its garbage is collected.
-	t.Cleanup(func() { require.NoError(t, unix.Unmount(root, unix.MNT_DETACH)) })
-	entries := append(numbered(200, 10_000), file("large", text(99, 6<<20)))
-	b := blobOf(t, estargz.Options{Level: 1, ChunkSize: 300_000}, entries...)
-	s := reopen(t, root, "")
-	defer s.Close()
-	l := addedTo(t, s, b)
-	f := &fake{data: b.data, window: b.size()}
-	l.Connect(f.all())
-	err := l.Fill(t.Context())
-	require.ErrorIs(t, err, unix.ENOSPC)
-	require.ErrorContains(t, err, "layer "+b.key.Blob.String()+": write "+root)
-	fetched, _, _ := f.told()
-	require.Less(t, fetched, b.size()*9/10, "what finds no place is not fetched")
-	right(t, l)
-	require.Positive(t, l.Stats().Present)
-	_, err = read(l, find(t, l, "large"))
-	require.ErrorIs(t, err, unix.ENOSPC)
-	for name, n := range files(l) {
-		if here := l.index.node(n); l.allHere(here.First, here.First+here.Count) {
-			_, err = read(l, n)
-			require.NoError(t, err, name)
-		}
-	}
-
-	other := blobOf(t, estargz.Options{}, numbered(5000, 1)...)
-	err = other.addTo(s)
-	require.ErrorIs(t, err, unix.ENOSPC)
-	list, err := os.ReadDir(s.tmpDir)
-	require.NoError(t, err)
-	require.Empty(t, list)
-
-	require.NoError(t, unix.Mount("", root, "", unix.MS_REMOUNT, "size=50m"))
-	require.NoError(t, l.Fill(t.Context()))
-	got, err := read(l, find(t, l, "large"))
-	require.NoError(t, err)
-	require.True(t, got == text(99, 6<<20))
-	right(t, l)
-	addedTo(t, s, other)
 }
 
 // TestMarkedTwice marks chunks several times at once, as the layers that have a

@@ -58,11 +58,34 @@ func (l *Layer) save(c uint32, from io.Reader) error {
 	if err != nil {
 		return err
 	}
-	err = digested(&k, from, io.NewOffsetWriter(to, to.start+k.At))
+	at := io.NewOffsetWriter(to, to.start+k.At)
+	err = digested(&k, from, &roomyWriter{at, l.store.room, int64(k.Size)})
 	if err = errors.Join(err, to.release()); err != nil {
 		return err
 	}
 	return l.mark(c)
+}
+
+// noRoom is the error of contents that are not written because of Options.Room.
+type noRoom struct{ error }
+
+func (e noRoom) Unwrap() error { return e.error }
+
+// A roomyWriter writes left bytes while there is room for them: other writers use
+// the same disk.
+type roomyWriter struct {
+	to   io.Writer
+	room func(bytes int64) error
+	left int64
+}
+
+func (w *roomyWriter) Write(p []byte) (int, error) {
+	if err := w.room(w.left); err != nil {
+		return 0, noRoom{err}
+	}
+	n, err := w.to.Write(p)
+	w.left -= int64(n)
+	return n, err
 }
 
 // verify says whether a chunk is on disk as it should be.

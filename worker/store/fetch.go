@@ -201,16 +201,15 @@ func (f *fetcher) save(items []item, member io.Reader, from *stream) {
 	defer unzippers.Put(z)
 	broken := z.Reset(member)
 	z.Multistream(false)
-	at := int64(0) // in what the member decompresses to
+	contents := &counted{r: z}
 	for _, i := range items {
 		k := f.layer.index.chunk(i.chunk)
 		if broken == nil {
-			broken = skipTo(z, at, int64(k.Inner))
+			broken = contents.skipTo(int64(k.Inner))
 		}
 		err := fmt.Errorf("%w: %w", errCorrupt, broken)
 		if broken == nil {
-			err = f.layer.save(i.chunk, z)
-			at = int64(k.Inner) + int64(k.Size)
+			err = f.layer.save(i.chunk, contents)
 		}
 		if err != nil && from != nil && from.err != nil {
 			err = from.err
@@ -221,11 +220,24 @@ func (f *fetcher) save(items []item, member io.Reader, from *stream) {
 
 var errOrder = errors.New("the chunks of a member are not in their order")
 
-func skipTo(z io.Reader, at, to int64) error {
-	if to < at {
+// counted is what a member decompresses to. A chunk that is not saved may have
+// been read in part.
+type counted struct {
+	r  io.Reader
+	at int64
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.at += int64(n)
+	return n, err
+}
+
+func (c *counted) skipTo(at int64) error {
+	if at < c.at {
 		return errOrder
 	}
-	_, err := io.CopyN(io.Discard, z, to-at)
+	_, err := io.CopyN(io.Discard, c, at-c.at)
 	return noEOF(err)
 }
 
@@ -242,8 +254,11 @@ func (f *fetcher) land(i item, err error) {
 		f.corrupt.Store(true)
 		l.corrupt.Add(1)
 	case errors.As(err, new(*fs.PathError)):
+		cause := err
+		f.failed.Store(&cause)
 		err = l.errorf("%w", err)
-		f.failed.Store(&err)
+	case errors.As(err, new(noRoom)): // which is no reason against a smaller chunk
+		err = l.errorf("%w", err)
 	}
 	if !errors.Is(err, context.Canceled) {
 		l.failure.Store(&err)

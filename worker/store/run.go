@@ -215,12 +215,17 @@ func (l *Layer) missing(c uint32) (*Blobs, error) {
 	if l.present.has(c) {
 		return nil, nil
 	}
-	if ok, err := l.local(c); ok || err != nil {
-		return nil, err
+	if ok, err := l.local(c); ok {
+		return nil, nil
+	} else if err != nil {
+		return nil, l.errorf("%w", err)
 	}
 	blobs := l.blobs.Load()
 	if blobs == nil {
 		return nil, l.errorf("its contents are not all here, and no registry is known to have them")
+	}
+	if err := l.store.room(int64(l.index.chunk(c).Size)); err != nil {
+		return nil, l.errorf("%w", err)
 	}
 	return blobs, nil
 }

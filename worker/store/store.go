@@ -45,6 +45,7 @@ type Store struct {
 	flights   flights
 	pace      func(context.Context) (soon bool, err error)
 	waited    func(time.Duration)
+	room      func(bytes int64) error
 
 	mu     sync.Mutex
 	layers map[Key]*Layer
@@ -67,6 +68,11 @@ type Options struct {
 	// that it counts as prefetch. Nil is for always, and never soon.
 	Pace func(context.Context) (soon bool, err error)
 
+	// Room is asked before contents are written whether the disk has room for so
+	// many bytes. With its error they are not, and a read that waits for them
+	// fails. Nil is for always.
+	Room func(bytes int64) error
+
 	bootID string // of tests
 	large  int64  // of tests: another largeFile
 }
@@ -84,6 +90,7 @@ func Open(root string, opts Options) (*Store, error) {
 		flights:   newFlights(),
 		waited:    opts.Waited,
 		pace:      opts.Pace,
+		room:      opts.Room,
 		layers:    map[Key]*Layer{},
 		adding:    map[Key]chan struct{}{},
 	}
@@ -92,6 +99,9 @@ func Open(root string, opts Options) (*Store, error) {
 	}
 	if s.pace == nil {
 		s.pace = func(ctx context.Context) (bool, error) { return false, ctx.Err() }
+	}
+	if s.room == nil {
+		s.room = func(int64) error { return nil }
 	}
 	if err := os.RemoveAll(s.tmpDir); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
