@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"syscall"
 
 	"github.com/containerd/containerd/v2/core/content"
 	bkcompression "github.com/moby/buildkit/util/compression"
@@ -16,7 +17,9 @@ import (
 
 // Compress returns a compressor for one layer and what completes the committed
 // blob. BuildKit may call the compressor again after a try that failed; the
-// finalizer speaks of the last one. A try lives no longer than ctx.
+// finalizer speaks of the last one. A try lives no longer than ctx. There is none
+// after one that found the disk full: some of those who try do not tell why they
+// failed.
 func (t Type) Compress(ctx context.Context, comp bkcompression.Config) (bkcompression.Compressor, bkcompression.Finalizer) {
 	var mu sync.Mutex
 	var last *layerWriter
@@ -33,15 +36,18 @@ func (t Type) Compress(ctx context.Context, comp bkcompression.Config) (bkcompre
 		if err != nil {
 			return nil, err
 		}
+		mu.Lock()
+		defer mu.Unlock()
+		if last != nil && last.foundNoRoom() {
+			return nil, last.err
+		}
 		w := newLayerWriter(ctx, dest, estargz.Options{
 			Level:        level,
 			ChunkSize:    t.opts.ChunkSize,
 			MinChunkSize: t.opts.MinChunkSize,
 			Pool:         t.pool,
 		})
-		mu.Lock()
 		last = w
-		mu.Unlock()
 		return w, nil
 	}
 
@@ -152,6 +158,16 @@ func (w *layerWriter) Close() error {
 		}
 	}
 	return w.err
+}
+
+// foundNoRoom says whether the layer failed because the disk is full.
+func (w *layerWriter) foundNoRoom() bool {
+	select {
+	case <-w.done:
+		return errors.Is(w.err, syscall.ENOSPC) || errors.Is(w.err, syscall.EDQUOT)
+	default:
+		return false
+	}
 }
 
 // result is the blob's description. There is none for a layer that failed,

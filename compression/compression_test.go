@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"runtime"
@@ -319,6 +320,19 @@ func TestSecondTry(t *testing.T) {
 	annotations, err := finalize(t.Context(), cs)
 	require.NoError(t, err)
 	verify(t, get(t, cs, desc), digest.Digest(annotations[stock.TOCJSONDigestAnnotation]), false)
+}
+
+// TestFullDisk is a differ that does not tell why it failed, and the next one.
+func TestFullDisk(t *testing.T) {
+	noLeak(t)
+	full := &fs.PathError{Op: "write", Path: "/root/data", Err: syscall.ENOSPC}
+	compress, _ := New(nil, Options{}).Compress(t.Context(), bkcompression.Config{})
+	w, err := compress(failAfter{n: 10_000, err: full}, gzipLayer)
+	require.NoError(t, err)
+	_, _ = w.Write(tarOf(t, file("a", 100_000)))
+	w.Close()
+	_, err = compress(io.Discard, gzipLayer)
+	require.ErrorIs(t, err, full)
 }
 
 // verify opens the blob with the stock library and checks the TOC and every

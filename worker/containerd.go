@@ -53,6 +53,7 @@ func NewContainerd(ctx context.Context, cfg config.ContainerdConfig, host Host, 
 	if err := common(&wopt, host, cfg.GCConfig, cfg.Platforms); err != nil {
 		return nil, fmt.Errorf("worker.containerd: %w", err)
 	}
+	wopt.ContentStore = discardFailed(wopt.ContentStore)
 	return newWorker(ctx, wopt, opt)
 }
 

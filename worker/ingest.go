@@ -2,6 +2,8 @@ package worker
 
 import (
 	"context"
+	"errors"
+	"syscall"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
@@ -10,11 +12,13 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// discardWrong lets wrong bytes from a registry fail one pull only. The content
-// store keeps what was written of a blob whose digest is wrong, and the next pull
-// would resume there, fetch nothing, and fail in the same way until the lease of
-// the first one expires.
-func discardWrong(store *containerdsnapshot.Store) *containerdsnapshot.Store {
+// discardFailed discards ingests that are of no use. The content store keeps what
+// was written of a blob, whatever went wrong:
+//
+//   - If the digest is wrong, the next pull would resume there, fetch nothing, and
+//     fail in the same way until the lease of the first one expires.
+//   - If the disk is full, it would stay full.
+func discardFailed(store *containerdsnapshot.Store) *containerdsnapshot.Store {
 	return containerdsnapshot.NewContentStore(&discardingStore{store.Store}, store.Namespace())
 }
 
@@ -31,23 +35,47 @@ func (s *discardingStore) Writer(ctx context.Context, opts ...content.WriterOpt)
 	if err != nil {
 		return nil, err
 	}
-	return &discardingWriter{Writer: w, store: s.Store, ref: all.Ref}, nil
+	return &discardingWriter{Writer: w, discard: func() {
+		if err := s.Abort(context.WithoutCancel(ctx), all.Ref); err != nil && !errdefs.IsNotFound(err) {
+			bklog.G(ctx).WithError(err).Warnf("what was written of %s stays until garbage is collected", all.Ref)
+		}
+	}}, nil
 }
 
 type discardingWriter struct {
 	content.Writer
-	store content.Store
-	ref   string
+	discard func()
+	full    bool
+	ended   bool // somebody else may write to the ingest
+}
+
+func (w *discardingWriter) Write(p []byte) (int, error) {
+	n, err := w.Writer.Write(p)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		w.full = true
+	}
+	return n, err
 }
 
 func (w *discardingWriter) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
+	w.ended = true
 	err := w.Writer.Commit(ctx, size, expected, opts...)
-	if !errdefs.IsFailedPrecondition(err) {
-		return err
-	}
-	// Digest or size is wrong.
-	if aborted := w.store.Abort(context.WithoutCancel(ctx), w.ref); aborted != nil && !errdefs.IsNotFound(aborted) {
-		bklog.G(ctx).WithError(aborted).Warnf("the next pull of %s may fail for the same reason", w.ref)
+	if errdefs.IsFailedPrecondition(err) { // digest or size is wrong
+		w.discard()
 	}
 	return err
+}
+
+// Close discards an ingest that is empty, too: it takes some files of the disk.
+func (w *discardingWriter) Close() error {
+	if !w.ended && (w.full || w.isEmpty()) {
+		w.discard()
+	}
+	w.ended = true
+	return w.Writer.Close()
+}
+
+func (w *discardingWriter) isEmpty() bool {
+	st, err := w.Status()
+	return err == nil && st.Offset == 0
 }

@@ -12,18 +12,24 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
+
+func newContentStore(t *testing.T, dir string) content.Store {
+	t.Helper()
+	blobs, err := local.NewStore(dir)
+	require.NoError(t, err)
+	db, err := bolt.Open(filepath.Join(dir, "meta.db"), 0o600, nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	return discardFailed(containerdsnapshot.NewContentStore(ctdmetadata.NewDB(db, blobs, nil).ContentStore(), "test"))
+}
 
 // What was written of a blob is kept if there is too little of it, and not if it
 // is wrong.
 func TestWrongIngestsAreDiscarded(t *testing.T) {
 	dir := t.TempDir()
-	blobs, err := local.NewStore(dir)
-	require.NoError(t, err)
-	db, err := bolt.Open(filepath.Join(dir, "meta.db"), 0o600, nil)
-	require.NoError(t, err)
-	defer db.Close()
-	store := discardWrong(containerdsnapshot.NewContentStore(ctdmetadata.NewDB(db, blobs, nil).ContentStore(), "test"))
+	store := newContentStore(t, dir)
 
 	right := []byte("the right bytes")
 	desc := ocispecs.Descriptor{Digest: digest.FromBytes(right), Size: int64(len(right))}
@@ -37,9 +43,20 @@ func TestWrongIngestsAreDiscarded(t *testing.T) {
 		return w, st.Offset
 	}
 
+	ingests := func() []string {
+		found, err := filepath.Glob(filepath.Join(dir, "ingest", "*"))
+		require.NoError(t, err)
+		return found
+	}
+
 	w, _ := write("the wrong bytes")
 	require.ErrorContains(t, w.Commit(t.Context(), desc.Size, desc.Digest), "unexpected commit digest")
 	require.NoError(t, w.Close())
+	require.Empty(t, ingests())
+
+	w, _ = write("")
+	require.NoError(t, w.Close())
+	require.Empty(t, ingests())
 
 	w, at := write("the right")
 	require.Zero(t, at, "where the next pull begins")
@@ -50,7 +67,40 @@ func TestWrongIngestsAreDiscarded(t *testing.T) {
 	got, err := content.ReadBlob(t.Context(), store, desc)
 	require.NoError(t, err)
 	require.Equal(t, right, got)
-	left, err := filepath.Glob(filepath.Join(dir, "ingest", "*"))
+	require.Empty(t, ingests())
+}
+
+// Nothing is kept of a blob that the disk has no room for.
+func TestFullIngestsAreDiscarded(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("mounting a tmpfs, which needs root: %v", err)
+	}
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+	store := newContentStore(t, dir)
+	free := func() uint64 {
+		var st unix.Statfs_t
+		require.NoError(t, unix.Statfs(dir, &st))
+		return st.Bfree
+	}
+	write := func() (content.Writer, error) {
+		w, err := store.Writer(t.Context(), content.WithRef("ref"))
+		require.NoError(t, err)
+		_, err = w.Write(make([]byte, 2<<20))
+		return w, err
+	}
+	before := free()
+	w, err := write()
+	require.ErrorIs(t, err, unix.ENOSPC)
+	require.NoError(t, w.Close())
+	require.InDelta(t, before, free(), 16, "blocks, with what the database has grown by")
+
+	// Who closes twice does not take it from the next writer.
+	next, err := store.Writer(t.Context(), content.WithRef("ref"))
 	require.NoError(t, err)
-	require.Empty(t, left)
+	require.NoError(t, w.Close())
+	_, err = next.Write([]byte("right"))
+	require.NoError(t, err)
+	require.NoError(t, next.Commit(t.Context(), 5, digest.FromString("right")))
+	require.NoError(t, next.Close())
 }

@@ -7,9 +7,11 @@ import (
 	"os/exec"
 	"strings"
 
+	"github.com/containerd/containerd/v2/plugins/diff/walking"
 	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/buildkit/executor/oci"
 	"github.com/moby/buildkit/util/bklog"
+	"github.com/moby/buildkit/util/winlayers"
 	bkworker "github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/runc"
 	"github.com/moby/sys/user"
@@ -43,6 +45,8 @@ func NewOCI(ctx context.Context, cfg config.OCIConfig, host Host, opt Options) (
 	if err := common(&wopt, host, cfg.GCConfig, cfg.Platforms); err != nil {
 		return nil, fmt.Errorf("worker.oci: %w", err)
 	}
+	wopt.ContentStore = discardFailed(wopt.ContentStore)
+	wopt.Differ = winlayers.NewWalkingDiffWithWindows(wopt.ContentStore, walking.NewWalkingDiff(wopt.ContentStore)) // as BuildKit has it
 	if err := deleteOrphans(ctx, wopt.LeaseManager, wopt.MetadataStore); err != nil {
 		return nil, fmt.Errorf("snapshots that an earlier run left: %w", err)
 	}

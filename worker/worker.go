@@ -83,7 +83,6 @@ func newWorker(ctx context.Context, wopt base.WorkerOpt, opt Options) (bkworker.
 		opt.recorder = record.NewRecorder(wopt.Executor, opt.Marks)
 	}
 	wopt.Executor = opt.watched(wopt.Executor)
-	wopt.ContentStore = discardWrong(wopt.ContentStore)
 	if opt.layers != nil {
 		if err := forgetSessions(ctx, wopt.Snapshotter); err != nil {
 			return nil, err
