@@ -10,6 +10,7 @@ package lazy
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -253,6 +254,10 @@ func (l *Layers) acquire(id string, labels map[string]string) (*layer, error) {
 func (l *Layers) release(id string) {
 	l.mu.Lock()
 	layer := l.open[id]
+	if layer == nil { // Close was first
+		l.mu.Unlock()
+		return
+	}
 	layer.mounts--
 	last := layer.mounts == 0
 	if last {
@@ -350,10 +355,11 @@ func (l *Layers) Remove(id string) error {
 func (l *Layers) Close() error {
 	l.ahead.close()
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	for id, open := range l.open {
-		open.stop()
-		delete(l.open, id)
+	open := slices.Collect(maps.Values(l.open))
+	clear(l.open)
+	l.mu.Unlock()
+	for _, layer := range open { // which ask for the lock as long as they fetch
+		layer.stop()
 	}
 	return l.store.Close()
 }

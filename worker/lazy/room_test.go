@@ -112,3 +112,40 @@ func TestFullDisk(t *testing.T) {
 	free <- total
 	require.Eventually(t, open.Complete, 30*time.Second, 10*time.Millisecond)
 }
+
+// A layer that asks for room while it is stopped does not keep the others from
+// being closed.
+func TestCloseWhileFetching(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	p := servePrivate(t, 10)
+	l := p.open(t, Config{})
+	asks, stopped := make(chan struct{}, 1), make(chan struct{})
+	l.room.limits.MaxUsed = 1
+	l.room.used = func() int64 {
+		asks <- struct{}{}
+		<-stopped
+		return l.used()
+	}
+	p.set("right", true, true)
+	require.NoError(t, p.fetch(t, l, "right"))
+	dir := t.TempDir()
+	id, err := l.ID(p.labels(""))
+	require.NoError(t, err)
+	require.NoError(t, l.Mount(id, dir, p.labels("")))
+	require.NoError(t, l.Announce(t.Context(), p.labels("right")))
+	<-asks
+	open := l.open[id]
+	cancel := open.cancel
+	open.cancel = func() { cancel(); close(stopped) }
+	closed := make(chan error, 1)
+	go func() { closed <- l.Close() }()
+	select {
+	case err := <-closed:
+		require.NoError(t, err)
+	case <-time.After(10 * time.Second):
+		require.FailNow(t, "Close hangs")
+	}
+	require.NoError(t, l.Unmount(dir))
+}

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // hangingLazy hangs in one of its methods when that is about a certain layer.
@@ -226,4 +228,65 @@ func TestRemovedDuringCleanup(t *testing.T) {
 	require.NoError(t, s.Cleanup(t.Context()))
 	require.NoDirExists(t, dir)
 	require.NoDirExists(t, filepath.Join(lazy.dir, "base"))
+}
+
+// The error of a layer that cannot be unmounted names it; others are freed.
+func TestUnmountFails(t *testing.T) {
+	needRoot(t)
+	lazy, root := &stickyLazy{bindLazy: newLazy(t)}, t.TempDir()
+	s := open(t, root, lazy)
+	prepare(t, s, "sticky")
+	lazy.sticks = s.shown["sticky"].dir
+	prepare(t, s, "other")
+	require.NoError(t, s.Remove(t.Context(), "other"))
+	require.NoError(t, s.Remove(t.Context(), "sticky"))
+	err := s.Cleanup(t.Context())
+	require.ErrorIs(t, err, unix.EBUSY)
+	require.ErrorContains(t, err, "sticky")
+	layers, err := lazy.Layers()
+	require.NoError(t, err)
+	require.Equal(t, []string{"sticky"}, layers)
+	directories, err := os.ReadDir(filepath.Join(root, "snapshots"))
+	require.NoError(t, err)
+	require.Len(t, directories, 1)
+	require.FileExists(t, filepath.Join(lazy.sticks, "file"))
+
+	lazy.sticks = ""
+	require.NoError(t, s.Cleanup(t.Context()))
+	require.Zero(t, mountsBelow(t, root))
+}
+
+// stickyLazy cannot unmount a directory.
+type stickyLazy struct {
+	*bindLazy
+	sticks string
+}
+
+func (l *stickyLazy) Unmount(dir string) error {
+	if dir == l.sticks {
+		return unix.EBUSY
+	}
+	return l.bindLazy.Unmount(dir)
+}
+
+// Layers that are in use take a while to unmount, and do so side by side.
+func TestCloseAtOnce(t *testing.T) {
+	needRoot(t)
+	lazy := &together{bindLazy: newLazy(t)}
+	s := open(t, t.TempDir(), lazy)
+	prepare(t, s, "one", "two")
+	lazy.all.Add(2)
+	require.NoError(t, s.Close())
+}
+
+// together unmounts none before it is asked for all.
+type together struct {
+	*bindLazy
+	all sync.WaitGroup
+}
+
+func (l *together) Unmount(dir string) error {
+	l.all.Done()
+	l.all.Wait()
+	return l.bindLazy.Unmount(dir)
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -37,13 +39,13 @@ var (
 // that caller, as containerd's metadata has it, and others for garbage collection.
 const mountTime = 30 * time.Second
 
-// await runs f and returns its error, or what ended the wait for it: f goes on
-// then, and Close waits for it.
+// await runs f, which holds a layer's lock, and returns its error, or what ended
+// the wait for it: f goes on then.
 func (s *Snapshotter) await(ctx context.Context, f func() error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.patience, errNoAnswer)
 	defer cancel()
 	done := make(chan error, 1)
-	s.going.Go(func() { done <- f() })
+	go func() { done <- f() }()
 	select {
 	case err := <-done:
 		return err
@@ -194,8 +196,6 @@ func (s *Snapshotter) look(layer *shown) error {
 // Remove leaves the mount of a lazy snapshot, like its directory, to the next
 // Cleanup: containerd holds up everybody while snapshots are removed.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
-	s.removing.Lock()
-	defer s.removing.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.Snapshotter.Remove(ctx, key); err != nil {
@@ -209,33 +209,32 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 }
 
 // Cleanup frees the disk of what was removed: mounts, directories, then layers
-// that no snapshot shows any more.
+// that no snapshot shows any more. A layer that cannot be unmounted stays, and
+// the error names it.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
-	if err := s.hideRemoved(ctx); err != nil {
-		return err
-	}
-	if err := s.removeDirectories(ctx); err != nil {
-		return err
-	}
-	return s.removeUnused()
-}
-
-func (s *Snapshotter) hideRemoved(ctx context.Context) error {
 	s.mu.Lock()
 	removed := slices.Clone(s.removed)
 	s.mu.Unlock()
-	var errs []error
-	for _, layer := range removed {
-		err := s.await(ctx, func() error { return s.hide(layer) })
-		if err != nil {
-			errs = append(errs, fmt.Errorf("removed layer %s is still mounted in %s: %w", layer.layer, layer.dir, err))
-		}
+	return errors.Join(s.hide(ctx, removed), s.removeDirectories(ctx), s.removeUnused())
+}
+
+// hide unmounts layers for good, all at once: each may be in use for a while.
+func (s *Snapshotter) hide(ctx context.Context, layers []*shown) error {
+	errs := make([]error, len(layers))
+	var all sync.WaitGroup
+	for i, layer := range layers {
+		all.Go(func() {
+			err := s.await(ctx, func() error { return s.unmount(layer) })
+			if err != nil {
+				errs[i] = fmt.Errorf("layer %s is still mounted in %s: %w", layer.layer, layer.dir, err)
+			}
+		})
 	}
+	all.Wait()
 	return errors.Join(errs...)
 }
 
-// hide unmounts a layer for good.
-func (s *Snapshotter) hide(layer *shown) error {
+func (s *Snapshotter) unmount(layer *shown) error {
 	layer.mu.Lock()
 	defer layer.mu.Unlock()
 	layer.gone = true
@@ -251,22 +250,40 @@ func (s *Snapshotter) hide(layer *shown) error {
 	return nil
 }
 
-// removeDirectories leaves those that have a mount to who removed them meanwhile
-// and cleans up next.
+// removeDirectories does what Cleanup of containerd's snapshotter does, which
+// would try to empty a directory with a layer that is still mounted.
 func (s *Snapshotter) removeDirectories(ctx context.Context) error {
-	s.removing.Lock()
-	defer s.removing.Unlock()
+	unused, err := s.unusedDirectories(ctx)
+	errs := []error{err}
+	for _, dir := range unused {
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Snapshotter) unusedDirectories(ctx context.Context) (dirs []string, err error) {
+	s.making.Lock()
+	defer s.making.Unlock()
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	used := map[string]bool{}
+	err = s.each(ctx, func(info snapshots.Info) { used[filepath.Dir(directory(info))] = true })
+	if err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
-	mounts := len(s.removed)
-	s.mu.Unlock()
-	if mounts > 0 {
-		return nil
+	defer s.mu.Unlock()
+	for _, layer := range s.removed {
+		used[filepath.Dir(layer.dir)] = true
 	}
-	err := s.Snapshotter.(snapshots.Cleaner).Cleanup(ctx)
-	if errdefs.IsNotFound(err) {
-		return nil
+	for _, e := range entries {
+		if dir := filepath.Join(s.dir, e.Name()); !used[dir] {
+			dirs = append(dirs, dir)
+		}
 	}
-	return err
+	return dirs, nil
 }
 
 func (s *Snapshotter) removeUnused() error {

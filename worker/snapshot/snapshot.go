@@ -67,16 +67,15 @@ type Snapshotter struct {
 	snapshots.Snapshotter // containerd's, over overlayfs
 	lazy                  Lazy
 
+	dir      string        // of the snapshots' directories
 	patience time.Duration // mountTime but for tests
 
 	// targets are held while lazy snapshots of these names are made.
 	targets names
 
-	// removing is held while snapshots or their directories go away.
-	removing sync.Mutex
-
-	// going is what callers wait for, and what goes on when they have left.
-	going sync.WaitGroup
+	// making is held for reading while containerd's snapshotter makes a
+	// directory for a snapshot that it then enters in its database.
+	making sync.RWMutex
 
 	// mu is never held while something is mounted, fetched or deleted.
 	mu      sync.Mutex
@@ -96,7 +95,8 @@ var (
 func New(ctx context.Context, root string, lazy Lazy) (*Snapshotter, error) {
 	// What a killed process mounted answers no more, and keeps directories
 	// from being removed.
-	if err := mount.UnmountRecursive(filepath.Join(root, "snapshots"), unix.MNT_DETACH); err != nil {
+	dir := filepath.Join(root, "snapshots")
+	if err := mount.UnmountRecursive(dir, unix.MNT_DETACH); err != nil {
 		return nil, fmt.Errorf("unmount what an earlier run left in %s: %w", root, err)
 	}
 	inner, err := overlay.NewSnapshotter(root, overlay.AsynchronousRemove, overlay.WithUpperdirLabel)
@@ -104,7 +104,7 @@ func New(ctx context.Context, root string, lazy Lazy) (*Snapshotter, error) {
 		return nil, err
 	}
 	s := &Snapshotter{
-		Snapshotter: inner, lazy: lazy, patience: mountTime,
+		Snapshotter: inner, lazy: lazy, dir: dir, patience: mountTime,
 		shown: map[string]*shown{}, pending: map[string]int{}, leaving: map[string]chan struct{}{},
 	}
 	if err := s.restore(ctx); err != nil {
@@ -127,7 +127,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	}
 	target := wanted.Labels[targetLabel]
 	if target == "" {
-		return s.Snapshotter.Prepare(ctx, key, parent, opts...)
+		return s.prepare(ctx, key, parent, opts...)
 	}
 	if err := s.prepareLazy(ctx, target, parent, wanted.Labels); err != nil {
 		if ctx.Err() != nil {
@@ -136,9 +136,15 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 		// Whether the layer can be had at all, BuildKit finds out when it
 		// pulls it.
 		s.lazy.Refused(ctx, wanted.Labels, err)
-		return s.Snapshotter.Prepare(ctx, key, parent, opts...)
+		return s.prepare(ctx, key, parent, opts...)
 	}
 	return nil, fmt.Errorf("snapshot %q: %w", target, errdefs.ErrAlreadyExists)
+}
+
+func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	s.making.RLock()
+	defer s.making.RUnlock()
+	return s.Snapshotter.Prepare(ctx, key, parent, opts...)
 }
 
 // prepareLazy fetches what a layer's mount needs, commits an empty snapshot and
@@ -176,7 +182,7 @@ func (s *Snapshotter) commitEmpty(ctx context.Context, target, parent string, la
 	labels[remoteLabel] = "remote snapshot"
 	opt := snapshots.WithLabels(labels)
 	key := "lazy-" + target
-	if _, err := s.Snapshotter.Prepare(ctx, key, parent, opt); err != nil && !errdefs.IsAlreadyExists(err) {
+	if _, err := s.prepare(ctx, key, parent, opt); err != nil && !errdefs.IsAlreadyExists(err) {
 		return err
 	}
 	err := s.Snapshotter.Commit(ctx, target, key, opt)
@@ -199,6 +205,8 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 	if err := s.intact(ctx, parent); err != nil {
 		return nil, err
 	}
+	s.making.RLock()
+	defer s.making.RUnlock()
 	return s.Snapshotter.View(ctx, key, parent, opts...)
 }
 
@@ -251,16 +259,11 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 
 // Close unmounts all layers. Their snapshots stay on disk.
 func (s *Snapshotter) Close() error {
-	s.going.Wait()
 	s.mu.Lock()
 	layers := slices.AppendSeq(slices.Clone(s.removed), maps.Values(s.shown))
 	clear(s.shown)
 	s.mu.Unlock()
-	var errs []error
-	for _, layer := range layers {
-		errs = append(errs, s.hide(layer))
-	}
-	return errors.Join(append(errs, s.Snapshotter.Close())...)
+	return errors.Join(s.hide(context.Background(), layers), s.Snapshotter.Close())
 }
 
 func directory(info snapshots.Info) string { return filepath.Clean(info.Labels[upperdirLabel]) }
