@@ -33,6 +33,10 @@ type Source struct {
 	// "library/debian".
 	Repository string
 
+	// Digest is that of the blob there, if it has another one: a blob with other
+	// bytes may hold the same contents at the same offsets.
+	Digest digest.Digest
+
 	// Reader is whose credentials the hosts take, such as a session of a
 	// build. What goes wrong with them is nothing to other readers.
 	Reader string
@@ -94,9 +98,9 @@ type View struct {
 
 var errRange = errors.New("no such range")
 
-// Range returns n bytes from an offset on. It asks for them at the first Read;
-// the [Stream] that it returns says what happens then. The context ends the
-// stream.
+// Range returns n bytes from an offset on, or fewer where the blob ends. It asks
+// for them at the first Read; the [Stream] that it returns says what happens then.
+// The context ends the stream.
 func (v View) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	if off < 0 || n < 0 || off > math.MaxInt64-n {
 		return nil, fmt.Errorf("layer %s: %d bytes at %d: %w", v.blob.digest, n, off, errRange)

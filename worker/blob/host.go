@@ -1,6 +1,7 @@
 package blob
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/opencontainers/go-digest"
 )
 
 // A host is a registry or mirror as the place of one blob. It makes single
@@ -29,9 +31,12 @@ type host struct {
 }
 
 // A key tells hosts apart.
-type key struct{ repository, host, reader string }
+type key struct {
+	repository, host, reader string
+	digest                   digest.Digest
+}
 
-func (s Source) key(host string) key { return key{s.Repository, host, s.Reader} }
+func (s Source) key(host string) key { return key{s.Repository, host, s.Reader, s.Digest} }
 
 func newHost(b *Blob, s Source, h docker.RegistryHost) *host {
 	peer := b.line.peer(h.Host)
@@ -40,7 +45,7 @@ func newHost(b *Blob, s Source, h docker.RegistryHost) *host {
 		key:      s.key(h.Host),
 		answered: s.Answered,
 		registry: h,
-		url:      blobURL(s, h, b.digest.String()),
+		url:      blobURL(s, h, cmp.Or(s.Digest, b.digest).String()),
 		peer:     peer,
 		counts:   &b.line.counts,
 		transport: &redirected{

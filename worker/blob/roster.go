@@ -75,7 +75,7 @@ func (r *roster) add(sources []Source) {
 }
 
 func (s *Source) same(o Source) bool {
-	return s.Registry == o.Registry && s.Repository == o.Repository && s.Reader == o.Reader
+	return s.Registry == o.Registry && s.Repository == o.Repository && s.Digest == o.Digest && s.Reader == o.Reader
 }
 
 // refresh forgets the hosts, so that all sources are asked for them again.

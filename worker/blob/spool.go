@@ -95,9 +95,10 @@ func (s *spool) open(want span) (*reply, error) {
 		want.n = min(want.n, s.have)
 		want.off = s.have - want.n
 	}
-	if want.off+want.n > s.have {
+	if want.off >= s.have {
 		return nil, fmt.Errorf("asked for %v: %w, the blob has %d bytes", want, errRange, s.have)
 	}
+	want.n = min(want.n, s.have-want.off)
 	s.readers++
 	body := &spooled{io.NewSectionReader(s.file, want.off, want.n), s}
 	return &reply{ReadCloser: body, at: want, size: s.have, host: s.host, local: true}, nil

@@ -170,10 +170,12 @@ func (s *Stream) ask() (err error) {
 	if s.reply.size != unknown {
 		s.blob.size.Store(s.reply.size)
 	}
-	if s.rest.off == suffix {
-		// The reply may be shorter than what was asked for.
+	switch {
+	case s.rest.off == suffix: // of which there may be less than was asked for
 		n := min(s.rest.n, s.reply.size)
 		s.rest = span{s.reply.size - n, n}
+	case s.reply.size != unknown:
+		s.rest.n = min(s.rest.n, s.reply.size-s.rest.off)
 	}
 	return nil
 }

@@ -40,6 +40,21 @@ func TestRangeArguments(t *testing.T) {
 	}
 }
 
+// A range ends where the blob does.
+func TestRangeBeyondTheEnd(t *testing.T) {
+	blob := contents(1000)
+	for name, troubles := range map[string][]trouble{"ranged": nil, "unranged": {unranged(false)}} {
+		for _, inFlight := range []int64{0, 8 * 100} { // a request asks for an eighth
+			b := serve(t, blob, troubles...).open(Options{BytesInFlight: inFlight, TempDir: t.TempDir()})
+			for _, off := range []int64{0, 1, 950, 999} {
+				got, err := read(t.Context(), b.With(Wanted), off, 2000)
+				require.NoError(t, err, name)
+				require.Equal(t, blob[off:], got, name)
+			}
+		}
+	}
+}
+
 // A connection is used again, not made anew for each range.
 func TestConnectionsAreKept(t *testing.T) {
 	blob := contents(1 << 20)

@@ -9,27 +9,60 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
 )
 
-// A Range returns n bytes of a blob from an offset.
+// A Range returns n bytes of a blob from an offset, or fewer where the blob ends.
 type Range func(ctx context.Context, off, n int64) (io.ReadCloser, error)
 
 // Add makes a layer of a blob of size bytes, if it is not there yet. The tail
 // is the end of the blob, with the footer at least; what it lacks of the TOC is
-// asked of rest. The TOC must have the digest of the key, and nothing in it may
-// be such that the layer would differ from the unpacked one.
+// asked of rest. The TOC must have the digest of the key, even if the layer is
+// there, and nothing in it may be such that the layer would differ from the
+// unpacked one.
 func (s *Store) Add(ctx context.Context, key Key, size int64, tail []byte, rest Range) error {
 	name, err := key.dir()
 	if err == nil {
-		dir := filepath.Join(s.layersDir, name)
-		err = s.once(ctx, key, func() error { return s.add(ctx, dir, key, size, tail, rest) })
+		err = s.addIn(ctx, filepath.Join(s.layersDir, name), key, size, tail, rest)
 	}
 	if err != nil {
 		return fmt.Errorf("store: layer %s: %w", key.Blob, err)
 	}
 	return nil
+}
+
+// addIn has all of the TOC here before it takes a turn: a registry that is slow
+// must not hold up those who have it from another one, or make other indexes.
+func (s *Store) addIn(ctx context.Context, dir string, key Key, size int64, tail []byte, rest Range) error {
+	at, err := estargz.FindTOC(tail, size)
+	if err != nil {
+		return err
+	}
+	toc, err := s.bring(ctx, at, size, tail, rest)
+	if err != nil {
+		return err
+	}
+	defer toc.Close()
+	there := false
+	err = s.once(ctx, key, func() error {
+		_, err := s.Layer(key)
+		if there = err == nil; there {
+			return nil
+		}
+		if errors.Is(err, errIndex) || errors.Is(err, errVersion) {
+			err = errors.Join(s.remove(key), fs.ErrNotExist)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return s.add(ctx, dir, key, at, toc)
+	})
+	if there {
+		return readTOC(ctx, key, toc, func(*estargz.Entry) error { return nil })
+	}
+	return err
 }
 
 // MissingTOC returns the range that the tail of a blob lacks of its TOC. It is
@@ -43,15 +76,8 @@ func MissingTOC(tail []byte, size int64) (off, n int64) {
 	return at, here - at
 }
 
-func (s *Store) add(ctx context.Context, dir string, key Key, size int64, tail []byte, rest Range) error {
-	_, err := s.Layer(key)
-	if errors.Is(err, errIndex) || errors.Is(err, errVersion) {
-		err = errors.Join(s.remove(key), fs.ErrNotExist)
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	x, err := s.build(ctx, key, size, tail, rest)
+func (s *Store) add(ctx context.Context, dir string, key Key, payload int64, toc io.Reader) error {
+	x, err := s.build(ctx, key, payload, toc)
 	if err != nil {
 		return err
 	}
@@ -95,48 +121,95 @@ func syncFile(name string) error {
 
 // build makes the index. As many are made at once as there are cores, so that
 // their memory is bounded too.
-func (s *Store) build(ctx context.Context, key Key, size int64, tail []byte, rest Range) (*index, error) {
-	at, err := estargz.FindTOC(tail, size)
-	if err != nil {
-		return nil, err
-	}
-	toc, err := tocReader(ctx, at, size, tail, rest)
-	if err != nil {
-		return nil, err
-	}
-	defer toc.Close()
+func (s *Store) build(ctx context.Context, key Key, payload int64, toc io.Reader) (*index, error) {
 	if err := s.building.Acquire(ctx, 1); err != nil {
 		return nil, err
 	}
 	defer s.building.Release(1)
-	b := newBuilder(at, s.large)
-	if err := estargz.ReadTOC(toc, key.TOC, func(e *estargz.Entry) error {
-		if err := b.add(e); err != nil {
-			return err
-		}
-		return ctx.Err()
-	}); err != nil {
+	b := newBuilder(payload, s.large)
+	if err := readTOC(ctx, key, toc, b.add); err != nil {
 		return nil, err
 	}
-	x, err := b.finish(size)
+	x, err := b.finish()
 	if err != nil {
 		return nil, fmt.Errorf("estargz: TOC: %w", err)
 	}
 	return x, nil
 }
 
-// tocReader reads the blob from where the TOC starts.
-func tocReader(ctx context.Context, at, size int64, tail []byte, rest Range) (io.ReadCloser, error) {
+func readTOC(ctx context.Context, key Key, toc io.Reader, each func(*estargz.Entry) error) error {
+	return estargz.ReadTOC(toc, key.TOC, func(e *estargz.Entry) error {
+		if err := each(e); err != nil {
+			return err
+		}
+		return ctx.Err()
+	})
+}
+
+// maxTOCs is how many bytes of TOCs, compressed, may be in files at a time.
+const maxTOCs = 1 << 30
+
+var errTOCs = fmt.Errorf("the TOCs that are being read take more than %d MB", maxTOCs>>20)
+
+// A toc is the end of a blob from its TOC on: a file and the tail.
+type toc struct {
+	io.Reader
+	file  *os.File // nil if the tail has all
+	taken int64    // of the store's room for TOCs
+	room  *atomic.Int64
+}
+
+func (t *toc) Close() error {
+	t.room.Add(t.taken)
+	if t.file == nil {
+		return nil
+	}
+	return t.file.Close()
+}
+
+// Write is of the file.
+func (t *toc) Write(p []byte) (int, error) {
+	n := int64(len(p))
+	if t.room.Add(-n) < 0 {
+		t.room.Add(n)
+		return 0, errTOCs
+	}
+	t.taken += n
+	return t.file.Write(p)
+}
+
+// bring returns the blob from where the TOC starts. What the tail lacks comes
+// into a file without a name.
+func (s *Store) bring(ctx context.Context, at, size int64, tail []byte, rest Range) (*toc, error) {
+	t := &toc{room: &s.tocs}
 	here := size - int64(len(tail))
 	if at >= here {
-		return io.NopCloser(bytes.NewReader(tail[at-here:])), nil
+		t.Reader = bytes.NewReader(tail[at-here:])
+		return t, nil
 	}
-	r, err := rest(ctx, at, here-at)
+	err := t.fill(ctx, s.tmpDir, at, here-at, rest)
 	if err != nil {
-		return nil, fmt.Errorf("TOC: %w", err)
+		return nil, errors.Join(fmt.Errorf("TOC: %w", err), t.Close())
 	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{io.MultiReader(r, bytes.NewReader(tail)), r}, nil
+	t.Reader = io.MultiReader(t.file, bytes.NewReader(tail))
+	return t, nil
+}
+
+func (t *toc) fill(ctx context.Context, dir string, at, n int64, rest Range) error {
+	r, err := rest(ctx, at, n)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if t.file, err = os.CreateTemp(dir, "toc-"); err != nil {
+		return err
+	}
+	if err := os.Remove(t.file.Name()); err != nil {
+		return err
+	}
+	if _, err := io.CopyN(t, r, n); err != nil {
+		return noEOF(err)
+	}
+	_, err = t.file.Seek(0, io.SeekStart)
+	return err
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -106,10 +107,48 @@ func TestAddOnce(t *testing.T) {
 		})
 	}
 	builds.Wait()
-	require.Len(t, f.asked(), 1)
 	for _, l := range layers {
 		require.Same(t, layers[0], l)
 	}
+	require.EqualValues(t, maxTOCs, s.tocs.Load())
+}
+
+// TestSlowTOC has registries that never send a TOC to its end. Those who have it
+// make the index of the same layer, and of others.
+func TestSlowTOC(t *testing.T) {
+	s := openStore(t)
+	asked, end := make(chan struct{}), make(chan struct{})
+	hangs := func(context.Context, int64, int64) (io.ReadCloser, error) {
+		asked <- struct{}{}
+		<-end
+		return nil, errors.New("no TOC")
+	}
+	var slow sync.WaitGroup
+	blobs := make([]*testBlob, runtime.GOMAXPROCS(0)+1)
+	for i := range blobs {
+		b := blobOf(t, estargz.Options{}, file("a", text(uint64(i), 100)))
+		blobs[i] = b
+		slow.Go(func() {
+			require.ErrorContains(t, s.Add(t.Context(), b.key, b.size(), b.data[len(b.data)-100:], hangs), "no TOC")
+		})
+		<-asked
+	}
+	for _, b := range append(blobs, blobOf(t, estargz.Options{}, file("b", "contents"))) {
+		require.NoError(t, b.addTo(s))
+	}
+	close(end)
+	slow.Wait()
+}
+
+// TestManyTOCs has no room for another TOC in a file.
+func TestManyTOCs(t *testing.T) {
+	s := openStore(t)
+	b := blobOf(t, estargz.Options{}, numbered(500, 100)...)
+	f := &fake{data: b.data}
+	s.tocs.Store(1000)
+	require.ErrorIs(t, s.Add(t.Context(), b.key, b.size(), b.data[len(b.data)-100:], f.Range), errTOCs)
+	require.EqualValues(t, 1000, s.tocs.Load())
+	require.NoError(t, b.addTo(s), "this one has it in memory")
 }
 
 // TestDamagedIndex has an index that the disk did not keep.

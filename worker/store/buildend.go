@@ -53,13 +53,19 @@ func (b *builder) place(h, value uint32) {
 	b.table[i] = value
 }
 
-// finish makes the index of a blob of size bytes.
-func (b *builder) finish(size int64) (*index, error) {
+// finish makes the index. But for Payload, all that is in it follows from the TOC,
+// whose digest is right: where the TOC starts is what one registry says, and the
+// index serves those who read from others as well.
+func (b *builder) finish() (*index, error) {
 	if err := b.endFile(); err != nil {
 		return nil, err
 	}
+	last := b.bounded
 	if err := b.endMember(b.payload); err != nil {
 		return nil, err
+	}
+	for i := last; i < len(b.chunks); i++ {
+		b.chunks[i].Length = uint32(b.chunks[i].mostCompressed())
 	}
 	b.table = nil
 	b.dropReplaced()
@@ -74,9 +80,9 @@ func (b *builder) finish(size int64) (*index, error) {
 		Names:     uint32(len(x.names)),
 		Text:      uint32(len(x.text)),
 		Prefetch:  uint32(b.prefetch),
-		BlobSize:  size,
 		Large:     b.large,
 		SmallSize: b.small,
+		Payload:   b.payload,
 	}
 	return x, nil
 }

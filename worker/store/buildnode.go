@@ -193,18 +193,23 @@ func (b *builder) startMember(offset int64) error {
 
 // endMember tells the chunks of the last member where it ends.
 func (b *builder) endMember(end int64) error {
-	// The most that deflate expands is 258 bytes for two bits. What does not
-	// compress it makes a little larger; all behind that is something else.
-	const deflateRatio, frame = 1032, 64 << 10
+	const deflateRatio = 1032 // at most: 258 bytes for two bits
 	for ; b.bounded < len(b.chunks); b.bounded++ {
 		c := &b.chunks[b.bounded]
 		size := int64(c.Inner) + int64(c.Size)
 		if (end - c.Offset) < size/deflateRatio {
 			return fmt.Errorf("the chunk at %d ends at byte %d of a gzip member of %d bytes, which is more than deflate can hold", c.Offset, size, end-c.Offset)
 		}
-		c.Length = uint32(min(end-c.Offset, 2*size+frame))
+		c.Length = uint32(min(end-c.Offset, c.mostCompressed()))
 	}
 	return nil
+}
+
+// mostCompressed is how many bytes of the blob hold a chunk at most. Deflate makes
+// what does not compress a little larger; all behind that is something else.
+func (c *chunk) mostCompressed() int64 {
+	const frame = 64 << 10
+	return 2*(int64(c.Inner)+int64(c.Size)) + frame
 }
 
 // errNoDigest is why stargz, the format before eStargz, is refused.

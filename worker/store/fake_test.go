@@ -32,10 +32,10 @@ func (f *fake) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	request := len(f.requests)
 	f.requests = append(f.requests, span{off, n})
 	f.mu.Unlock()
-	if off < 0 || n <= 0 || off+n > int64(len(f.data)) {
+	if off < 0 || n <= 0 || off >= int64(len(f.data)) {
 		panic(fmt.Sprintf("%d bytes from %d of %d", n, off, len(f.data)))
 	}
-	p := f.data[off:][:n]
+	p := f.data[off:min(off+n, int64(len(f.data)))]
 	if f.answer != nil {
 		r, err := f.answer(ctx, request, p)
 		if r != nil {

@@ -69,6 +69,8 @@ type stream struct {
 	err  error
 }
 
+// errShort is the end of the blob within a range. It is no error if all contents
+// have come by then, since a range may go beyond the last member.
 var errShort = fmt.Errorf("%w: its bytes ended early", errCorrupt)
 
 func (s *stream) Read(p []byte) (int, error) {
@@ -153,6 +155,9 @@ func (f *fetcher) member() error {
 	member := &io.LimitedReader{R: f.in, N: f.layer.end(items) - f.at}
 	f.save(items, member, f.stream)
 	f.at = f.layer.end(items) - member.N
+	if f.stream.err == errShort { // which may be ahead of what was taken apart
+		return nil
+	}
 	return f.stream.err
 }
 
@@ -163,28 +168,35 @@ func (f *fetcher) batch(items []item, size int64) error {
 		buffers.Put(p)
 		f.layer.store.buffers.Release(size)
 	}
-	start := f.layer.offset(items)
+	start, came := f.layer.offset(items), 0
 	err := f.skip(start)
 	if err == nil {
-		_, err = io.ReadFull(f.in, *p)
+		came, err = io.ReadFull(f.in, *p)
 	}
-	if err != nil {
+	if err != nil && !isEnd(err) {
 		done()
 		return err
 	}
-	f.at = start + size
+	f.at = start + int64(came)
 	f.left = f.left[len(items):]
 	f.cores.Go(func() error {
 		defer done()
 		for len(items) > 0 {
 			n := f.layer.within(items, 0)
-			member := (*p)[f.layer.offset(items)-start : f.layer.end(items[:n])-start]
+			from, to := f.layer.offset(items)-start, f.layer.end(items[:n])-start
+			member := (*p)[min(from, int64(came)):min(to, int64(came))]
 			f.save(items[:n], bytes.NewReader(member), nil)
 			items = items[n:]
 		}
 		return nil
 	})
 	return nil
+}
+
+// isEnd says whether a range has ended before the last member did. It may: ranges
+// are made before it is known how long that is.
+func isEnd(err error) bool {
+	return errors.Is(err, errShort) || err == io.EOF || err == io.ErrUnexpectedEOF
 }
 
 // skip passes over what nobody needs.
@@ -251,6 +263,7 @@ func (f *fetcher) land(i item, err error) {
 	case errors.Is(err, errCorrupt):
 		k := l.index.chunk(i.chunk)
 		err = l.errorf("its chunk at %d of the blob: %w", k.Offset, err)
+		l.index.doubt(i.chunk)
 		f.corrupt.Store(true)
 		l.corrupt.Add(1)
 	case errors.As(err, new(*fs.PathError)):

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"sort"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -26,11 +27,12 @@ type index struct {
 	header
 	nodes    []node
 	chunks   []chunk
-	prefixes []uint64 // the first bytes of the chunks' digests, ascending
-	sorted   []uint32 // the chunks in the same order
-	entries  []entry  // with one more, which ends the last name
-	names    []byte   // of the entries, one behind the other
-	text     []byte   // targets of symlinks, xattrs
+	prefixes []uint64    // the first bytes of the chunks' digests, ascending
+	sorted   []uint32    // the chunks in the same order
+	entries  []entry     // with one more, which ends the last name
+	names    []byte      // of the entries, one behind the other
+	text     []byte      // targets of symlinks, xattrs
+	doubted  atomic.Bool // Payload is
 }
 
 // indexMagic is followed by indexVersion, which changes with anything in the
@@ -38,7 +40,7 @@ type index struct {
 // Numbers are in the order of the machine: an index stays where it was made.
 var indexMagic = [7]byte{'e', 's', 'g', 'z', 'i', 'd', 'x'}
 
-const indexVersion = '3'
+const indexVersion = '4'
 
 type header struct {
 	Magic     [7]byte
@@ -51,9 +53,9 @@ type header struct {
 	Names     uint32 // bytes
 	Text      uint32 // bytes
 	Prefetch  uint32 // the chunks before this one are to be prefetched
-	BlobSize  int64
-	Large     int64 // bytes from where on a file has a backing file of its own
-	SmallSize int64 // of the file that holds the contents of small files
+	Large     int64  // bytes from where on a file has a backing file of its own
+	SmallSize int64  // of the file that holds the contents of small files
+	Payload   int64  // bytes of the blob before the TOC, as a registry had it: not verified
 }
 
 const (
@@ -93,7 +95,7 @@ type chunk struct {
 	At     int64    // in the file
 	Inner  uint32   // in what the member decompresses to
 	Size   uint32   // decompressed
-	Length uint32   // of the member
+	Length uint32   // of the member, or more: the most that it takes to hold the chunk
 	Node   Node
 }
 
@@ -227,9 +229,24 @@ func (x *index) node(n Node) node {
 	return x.nodes[n]
 }
 
+// chunk returns a chunk. Where the last member of the blob ends does not follow
+// from the TOC: it is expected where the TOC is said to start, until a chunk in it
+// comes corrupt.
 func (x *index) chunk(c uint32) chunk {
 	defer runtime.KeepAlive(x)
-	return x.chunks[c]
+	k := x.chunks[c]
+	if k.end() > x.Payload && !x.doubted.Load() {
+		k.Length = uint32(x.Payload - k.Offset)
+	}
+	return k
+}
+
+// doubt is called when a chunk has come corrupt.
+func (x *index) doubt(c uint32) {
+	defer runtime.KeepAlive(x)
+	if x.chunks[c].end() > x.Payload {
+		x.doubted.Store(true)
+	}
 }
 
 func (x *index) entry(i int) Entry {

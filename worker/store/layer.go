@@ -34,8 +34,8 @@ type Layer struct {
 
 // A Blob is where the contents of a layer come from.
 type Blob interface {
-	// Range returns n bytes from an offset. It does not wait for them, their
-	// reader does. What it returns may have a method Corrupt(), to be told by
+	// Range returns n bytes from an offset, or fewer where the blob ends. It does
+	// not wait for them, their reader does. What it returns may have a method Corrupt(), to be told by
 	// who reads that bytes so far were not those of the layer, and methods
 	// Hurry() and Relax(), to be told by anybody that somebody waits for them
 	// now, or no longer, as if they had been asked of Blobs.Wanted, or of

@@ -53,7 +53,7 @@ func (l *Layer) weight(c uint32) int64 {
 	if c+1 < l.index.Chunks && l.index.chunk(c+1).Offset == k.Offset {
 		return 0
 	}
-	return int64(k.Length)
+	return min(int64(k.Length), l.index.Payload-k.Offset)
 }
 
 // mark records that a chunk is here and verified.

@@ -42,6 +42,7 @@ type Store struct {
 	large     int64 // of the layers that are added
 	building  *semaphore.Weighted
 	buffers   *semaphore.Weighted // bytes of compressed members in memory
+	tocs      atomic.Int64        // bytes that they may take yet
 	flights   flights
 	pace      func(context.Context) (soon bool, err error)
 	waited    func(time.Duration)
@@ -94,6 +95,7 @@ func Open(root string, opts Options) (*Store, error) {
 		layers:    map[Key]*Layer{},
 		adding:    map[Key]chan struct{}{},
 	}
+	s.tocs.Store(maxTOCs)
 	if s.waited == nil {
 		s.waited = func(time.Duration) {}
 	}
