@@ -2,31 +2,45 @@ package lazy
 
 import (
 	"context"
+	"slices"
 	"sync"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/blob"
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
 )
 
-// access remembers which builds have shown that they may read a repository: it
-// has answered a request with their own credentials. It is safe for concurrent
-// use.
+// access knows which builds may use a layer that is not all here. It is safe for
+// concurrent use.
 //
-// All builds that use a layer share its mount, so that what one of them reads
-// may come with the credentials of another. None gets to use a layer that is not
-// all here before it could have fetched it by itself.
+// All builds that use a layer share its mount, so that what one of them reads may
+// come with the credentials of another. Each has to show that it could have
+// fetched the layer by itself. Which registry it reads from its image says, and
+// that registry may answer anything, so that an answer counts in two cases only:
+//
+//   - It is the layer's TOC, whose digest is known and whose bytes no build gets
+//     to see: whoever serves it has the layer. That repository is then a home of
+//     the layer.
+//   - It comes from a home, which has the layer and decides who may read it.
 type access struct {
 	alive func(session string) bool
 
 	mu     sync.Mutex
 	grants map[grant]struct{} // of sessions that lived when one was added last
+	homes  map[string][]place // by the layer's ID
 }
 
-// A grant is what a registry has allowed a session.
-type grant struct{ session, registry, repository string }
+// A grant is a place that has answered a request with a session's credentials.
+type grant struct {
+	session string
+	place
+}
 
-func (a *access) add(g grant) {
+// A place is a repository of a registry.
+type place struct{ registry, repository string }
+
+func placeOf(s blob.Source) place { return place{s.Registry, s.Repository} }
+
+func (a *access) grant(g grant) {
 	if g.session == "" {
 		return // what everybody may read today is asked for again
 	}
@@ -43,20 +57,79 @@ func (a *access) add(g grant) {
 	a.grants[g] = struct{}{}
 }
 
-func (a *access) has(s blob.Source) bool {
+func (a *access) granted(s blob.Source) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	_, ok := a.grants[grant{s.Reader, s.Registry, s.Repository}]
+	_, ok := a.grants[grant{s.Reader, placeOf(s)}]
 	return ok
 }
 
-// prove asks for a little of a blob, unless one of the sources has given
-// something to its reader before.
-func (l *Layers) prove(ctx context.Context, d digest.Digest, sources []blob.Source) error {
+// maxHomes is how many homes of a layer are remembered. Those of one that is
+// forgotten have to serve the TOC again.
+const maxHomes = 64
+
+// served is called when these sources have served the TOC of a layer. If they are
+// several places, nobody knows which of them it was.
+func (a *access) served(id string, sources []blob.Source) {
+	if len(sources) == 0 || slices.ContainsFunc(sources, func(s blob.Source) bool { return placeOf(s) != placeOf(sources[0]) }) {
+		return
+	}
+	home := placeOf(sources[0])
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	homes := a.homes[id]
+	if slices.Contains(homes, home) {
+		return
+	}
+	if len(homes) == maxHomes {
+		homes = homes[1:]
+	}
+	a.homes[id] = append(slices.Clip(homes), home)
+}
+
+// restored is called when a layer is mounted for a snapshot that names a source.
+// The build that prepared the snapshot had shown that it may read there, or all
+// of the layer was here.
+func (a *access) restored(id string, sources []blob.Source) {
+	a.mu.Lock()
+	known := len(a.homes[id]) > 0
+	a.mu.Unlock()
+	if !known {
+		a.served(id, sources)
+	}
+}
+
+func (a *access) forget(id string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.homes, id)
+}
+
+// split tells the sources that are homes of a layer from the others.
+func (a *access) split(id string, sources []blob.Source) (homes, others []blob.Source) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	for _, s := range sources {
-		if l.access.has(s) {
-			return nil
+		if slices.Contains(a.homes[id], placeOf(s)) {
+			homes = append(homes, s)
+		} else {
+			others = append(others, s)
 		}
 	}
-	return l.line.Open(d, sources...).Probe(ctx)
+	return homes, others
+}
+
+// prove returns nil if a build with these sources may use a layer.
+func (l *Layers) prove(ctx context.Context, key store.Key, sources []blob.Source) error {
+	homes, others := l.access.split(idOf(key), sources)
+	if slices.ContainsFunc(homes, l.access.granted) {
+		return nil
+	}
+	if len(homes) > 0 {
+		err := l.line.Open(key.Blob, homes...).Probe(ctx)
+		if err == nil || len(others) == 0 {
+			return err
+		}
+	}
+	return l.fetch(ctx, key, others)
 }

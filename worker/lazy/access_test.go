@@ -24,15 +24,17 @@ type private struct {
 	*httptest.Server
 	blob []byte
 	toc  digest.Digest
+	root string // of those who open it
 
 	mu      sync.Mutex
 	known   map[string]bool
 	alive   map[string]bool
 	answers map[string]int // by session
+	last    string         // range that was answered
 }
 
 func servePrivate(t *testing.T, files int) *private {
-	p := &private{known: map[string]bool{}, alive: map[string]bool{}, answers: map[string]int{}}
+	p := &private{root: t.TempDir(), known: map[string]bool{}, alive: map[string]bool{}, answers: map[string]int{}}
 	p.blob, p.toc = layerOf(t, files)
 	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
@@ -40,6 +42,7 @@ func servePrivate(t *testing.T, files int) *private {
 		known := p.known[session]
 		if known {
 			p.answers[session]++
+			p.last = r.Header.Get("Range")
 		}
 		p.mu.Unlock()
 		if !known {
@@ -64,6 +67,12 @@ func (p *private) answered(session string) int {
 	return p.answers[session]
 }
 
+func (p *private) lastRange() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.last
+}
+
 func (p *private) name() string { return strings.TrimPrefix(p.URL, "http://") }
 
 // open opens layers that are fetched from the registry.
@@ -71,7 +80,7 @@ func (p *private) open(t *testing.T, c Config) *Layers {
 	t.Helper()
 	at, err := url.Parse(p.URL)
 	require.NoError(t, err)
-	l, err := New(t.TempDir(), Options{
+	l, err := New(p.root, Options{
 		Hosts: func(_ reference.Spec, session string) ([]docker.RegistryHost, error) {
 			return []docker.RegistryHost{{
 				Client: p.Client(), Host: at.Host, Scheme: at.Scheme, Path: "/v2",
@@ -149,7 +158,7 @@ func TestAccess(t *testing.T) {
 	p.set("right", true, false)
 	p.set("third", true, true)
 	require.NoError(t, l.Announce(t.Context(), p.labels("third")))
-	require.NotContains(t, l.grants, grant{"right", p.name(), "base"}, "its session has ended")
+	require.NotContains(t, l.grants, grant{"right", place{p.name(), "base"}}, "its session has ended")
 }
 
 // A layer that is mounted again fetches nothing before a build comes that may,

@@ -70,7 +70,8 @@ func others(labels map[string]string) []digest.Digest {
 }
 
 // places are where the labels say that the layer is: one for each session that
-// came with a place.
+// came with a place. A place may have the layer in another blob than the snapshot's:
+// BuildKit names snapshots by the digest of the TOC.
 func (l *Layers) places(labels map[string]string) []blob.Source {
 	var sources []blob.Source
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
@@ -83,22 +84,32 @@ func (l *Layers) places(labels map[string]string) []blob.Source {
 			sessions = []string{""}
 		}
 		for _, session := range sessions {
-			sources = l.appendPlace(sources, labels[key], session)
+			sources = l.appendPlace(sources, labels[key], otherBlob(labels, id), session)
 		}
 	}
 	if len(sources) == 0 {
-		sources = l.appendPlace(sources, labels[refLabel], "")
+		sources = l.appendPlace(sources, labels[refLabel], "", "")
 	}
 	return sources
 }
 
+// otherBlob is the blob of a call's place if it is not the snapshot's.
+func otherBlob(labels map[string]string, id string) digest.Digest {
+	d, err := digest.Parse(labels[digestLabel+"."+id])
+	if err != nil || d.String() == labels[digestLabel] {
+		return ""
+	}
+	return d
+}
+
 // appendPlace leaves out what cannot be understood: another place may do.
-func (l *Layers) appendPlace(sources []blob.Source, ref, session string) []blob.Source {
+func (l *Layers) appendPlace(sources []blob.Source, ref string, other digest.Digest, session string) []blob.Source {
 	spec, err := reference.Parse(ref)
 	if err != nil {
 		return sources
 	}
 	s := blob.Source{
+		Digest:     other,
 		Registry:   spec.Hostname(),
 		Repository: strings.TrimPrefix(spec.Locator, spec.Hostname()+"/"),
 		Reader:     session,
@@ -106,7 +117,7 @@ func (l *Layers) appendPlace(sources []blob.Source, ref, session string) []blob.
 	}
 	if session != "" {
 		s.Alive = func() bool { return l.opts.Alive(session) }
-		s.Answered = func() { l.access.add(grant{session, s.Registry, s.Repository}) }
+		s.Answered = func() { l.access.grant(grant{session, placeOf(s)}) }
 	}
 	return append(sources, s)
 }
@@ -116,8 +127,8 @@ func (l *Layers) appendPlace(sources []blob.Source, ref, session string) []blob.
 func (l *Layers) public(labels map[string]string) []blob.Source {
 	var sources []blob.Source
 	for key, ref := range labels {
-		if strings.HasPrefix(key, refLabel+".") {
-			sources = l.appendPlace(sources, ref, "")
+		if id, ok := strings.CutPrefix(key, refLabel+"."); ok {
+			sources = l.appendPlace(sources, ref, otherBlob(labels, id), "")
 		}
 	}
 	return sources

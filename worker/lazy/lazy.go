@@ -9,6 +9,7 @@ package lazy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -84,7 +85,7 @@ func New(root string, opts Options) (*Layers, error) {
 	})
 	l := &Layers{
 		opts: opts, line: line, store: st, ahead: newLookahead(), calm: c, room: r, metrics: m,
-		access: access{alive: opts.Alive, grants: map[grant]struct{}{}},
+		access: access{alive: opts.Alive, grants: map[grant]struct{}{}, homes: map[string][]place{}},
 		blobs:  map[string]*blob.Blob{}, open: map[string]*layer{}, mounts: map[string]mounted{},
 	}
 	r.used = l.used
@@ -120,39 +121,68 @@ func (l *Layers) Fetch(ctx context.Context, id string) (err error) {
 		}
 	}()
 	call, ok := callLabels(ctx)
+	of, notOurs := keyOf(call)
+	own := ok && notOurs == nil && of == key
 	stored, err := l.store.Layer(key)
-	if err == nil && (!ok || stored.Complete()) {
+	if err == nil && (!own || stored.Complete()) {
 		return nil
 	}
-	if !ok {
-		return l.fetch(ctx, key, l.blobOf(id, key.Blob), nil)
-	}
 	places := l.places(call)
-	if err == nil {
-		return l.prove(ctx, key.Blob, places)
+	switch {
+	case err == nil:
+		return l.prove(ctx, key, places)
+	case !ok:
+		return l.fetchFrom(ctx, key, l.blobOf(id, key.Blob))
+	case !own: // the layer lies below the one that the call is for, often in the same repository
+		err := l.fetchFrom(ctx, key, l.blobOf(id, key.Blob))
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		if again := l.fetch(ctx, key, places); again != nil {
+			return errors.Join(err, again)
+		}
+		return nil
 	}
 	missing, err := l.missing(others(call))
 	if err != nil {
 		return err
 	}
 	for _, d := range missing {
-		l.ahead.start(d, func() *blob.Blob { return l.line.Open(d, places...) })
+		l.ahead.start(l.line, d, places)
 	}
-	return l.fetch(ctx, key, l.line.Open(key.Blob, places...), places)
+	return l.fetch(ctx, key, places)
 }
 
-func (l *Layers) fetch(ctx context.Context, key store.Key, b *blob.Blob, places []blob.Source) error {
-	tail, size, err := l.ahead.take(ctx, key.Blob, b)
+// fetch makes the index of a layer, if there is none, of the TOC that some sources
+// serve. If there is one, it compares the digest all the same: the sources then
+// have shown that they have the layer.
+func (l *Layers) fetch(ctx context.Context, key store.Key, sources []blob.Source) error {
+	b := l.line.Open(key.Blob, sources...)
+	tail, size, err := l.ahead.take(ctx, key.Blob, sources)
+	if err == nil && tail == nil {
+		tail, size, err = b.Tail(ctx, tailSize)
+	}
+	if err == nil {
+		err = l.add(ctx, key, b, tail, size)
+	}
+	if err == nil {
+		l.access.served(idOf(key), sources)
+	}
+	return err
+}
+
+// fetchFrom is fetch for sources that have shown it.
+func (l *Layers) fetchFrom(ctx context.Context, key store.Key, b *blob.Blob) error {
+	tail, size, err := b.Tail(ctx, tailSize)
 	if err != nil {
 		return err
 	}
-	if len(places) > 0 { // for it may be another's
-		if err := l.prove(ctx, key.Blob, places); err != nil {
-			return err
-		}
-	}
+	return l.add(ctx, key, b, tail, size)
+}
+
+func (l *Layers) add(ctx context.Context, key store.Key, b *blob.Blob, tail []byte, size int64) error {
 	for tries := 1; ; tries++ {
-		err = l.store.Add(ctx, key, size, tail, b.With(blob.Wanted).Range)
+		err := l.store.Add(ctx, key, size, tail, b.With(blob.Wanted).Range)
 		if err == nil || ctx.Err() != nil || tries == maxTries {
 			return err
 		}
@@ -187,7 +217,7 @@ func (l *Layers) Announce(ctx context.Context, labels map[string]string) error {
 	open := l.open[id]
 	l.mu.Unlock()
 	if open == nil || !open.Complete() {
-		if err := l.prove(ctx, key.Blob, places); err != nil {
+		if err := l.prove(ctx, key, places); err != nil {
 			return fmt.Errorf("%s is lazy, and not all here: %w", labels[refLabel], err)
 		}
 	}
@@ -293,6 +323,7 @@ func (l *Layers) layer(id string, labels map[string]string) (*layer, error) {
 	if err != nil {
 		return nil, err
 	}
+	l.access.restored(id, l.appendPlace(nil, labels[refLabel], "", ""))
 	return newLayer(stored, l.knownBlob(id, key.Blob), lasting(labels), l.calm, l.room), nil
 }
 
@@ -348,6 +379,7 @@ func (l *Layers) Remove(id string) error {
 	if err != nil {
 		return err
 	}
+	l.access.forget(id)
 	return l.store.Remove(key)
 }
 
@@ -363,6 +395,3 @@ func (l *Layers) Close() error {
 	}
 	return l.store.Close()
 }
-
-// patience is how long what was fetched ahead of its use is kept.
-const patience = time.Minute

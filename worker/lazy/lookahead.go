@@ -2,6 +2,7 @@ package lazy
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -12,24 +13,35 @@ import (
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
 )
 
-// tailSize is how much of the end of a blob is asked for, in bytes, before
-// anybody knows how large its TOC is. That of a Debian with Python takes half of
-// it, and 400 Mbit/s carry this much in one round trip of 20 ms.
-const tailSize = 512 << 10
+const (
+	// tailSize is how much of the end of a blob is asked for, in bytes, before
+	// anybody knows how large its TOC is. That of a Debian with Python takes half of
+	// it, and 400 Mbit/s carry this much in one round trip of 20 ms.
+	tailSize = 512 << 10
 
-// tocAhead is how much of a TOC in front of that is fetched ahead of its use, and
-// kept in memory meanwhile: 60,000 files take about as much.
-const tocAhead = 4 << 20
+	// tocAhead is how much of a TOC in front of that is fetched ahead of its use, and
+	// kept in memory meanwhile: 60,000 files take about as much.
+	tocAhead = 4 << 20
+
+	// aheadSize is how many bytes are kept of all blobs together. Which ones are
+	// fetched ahead, and how large their TOCs are, images and registries say.
+	aheadSize = 64 << 20
+
+	// patience is how long what was fetched ahead of its use is kept.
+	patience = time.Minute
+)
 
 // lookahead fetches the ends of blobs, with their TOCs, before they are asked
 // for. BuildKit prepares one layer after the other, and tells with the first which
-// will follow. It is safe for concurrent use.
+// will follow. What one build fetches ahead is for nobody else. It is safe for
+// concurrent use.
 type lookahead struct {
 	ctx   context.Context // ends with the daemon
 	close context.CancelFunc
 
 	mu    sync.Mutex
-	tails map[digest.Digest]*tail
+	tails map[string]*tail
+	room  int64 // bytes that may still be kept
 }
 
 type tail struct {
@@ -37,40 +49,109 @@ type tail struct {
 	bytes []byte
 	size  int64 // of the blob
 	err   error
+	room  int64 // that it takes, with the lookahead's lock
 }
 
 func newLookahead() *lookahead {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &lookahead{ctx: ctx, close: cancel, tails: map[digest.Digest]*tail{}}
+	return &lookahead{ctx: ctx, close: cancel, tails: map[string]*tail{}, room: aheadSize}
 }
 
-// start fetches the end of a blob, unless somebody does.
-func (a *lookahead) start(d digest.Digest, open func() *blob.Blob) {
+// tailOf names the end of a blob that some sources have.
+func tailOf(d digest.Digest, sources []blob.Source) string {
+	name := d.String()
+	for _, s := range sources {
+		name += fmt.Sprintf(" %q %q %q %q", s.Registry, s.Repository, s.Reader, s.Digest)
+	}
+	return name
+}
+
+// start fetches the end of a blob, unless somebody does or there is no room.
+func (a *lookahead) start(line *blob.Line, d digest.Digest, sources []blob.Source) {
+	name, t := tailOf(d, sources), &tail{done: make(chan struct{})}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.tails[d] != nil {
+	if a.tails[name] != nil || !a.occupy(t, tailSize) {
 		return
 	}
-	t := &tail{done: make(chan struct{})}
-	a.tails[d] = t
+	a.tails[name] = t
 	go func() {
 		ctx, cancel := context.WithTimeout(a.ctx, patience)
 		defer cancel()
-		t.bytes, t.size, t.err = fetchTOC(ctx, open())
-		close(t.done)
-		time.AfterFunc(patience, func() { a.forget(d, t) })
+		t.bytes, t.size, t.err = fetchTOC(ctx, line.Open(d, sources...), func(n int64) bool {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			return a.occupy(t, n)
+		})
+		a.came(name, t)
 	}()
 }
 
+// occupy takes n bytes more of the room for a tail, if there are as many.
+func (a *lookahead) occupy(t *tail, n int64) bool {
+	if n > a.room {
+		return false
+	}
+	a.room -= n
+	t.room += n
+	return true
+}
+
+// shrink gives room back.
+func (a *lookahead) shrink(t *tail, to int64) {
+	a.room += t.room - to
+	t.room = to
+}
+
+// came is called when the end of a blob has been fetched, or will not be.
+func (a *lookahead) came(name string, t *tail) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	close(t.done)
+	a.shrink(t, int64(len(t.bytes)))
+	time.AfterFunc(patience, func() { a.forget(name, t) })
+}
+
+func (a *lookahead) forget(name string, t *tail) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.tails[name] == t {
+		delete(a.tails, name)
+		a.shrink(t, 0)
+	}
+}
+
+// take returns the end of a blob, or nil if it was not fetched ahead. One that
+// could not be gets another try from whoever asks for it.
+func (a *lookahead) take(ctx context.Context, d digest.Digest, sources []blob.Source) ([]byte, int64, error) {
+	name := tailOf(d, sources)
+	a.mu.Lock()
+	t := a.tails[name]
+	a.mu.Unlock()
+	if t == nil {
+		return nil, 0, nil
+	}
+	select {
+	case <-t.done:
+	case <-ctx.Done():
+		return nil, 0, context.Cause(ctx)
+	}
+	a.forget(name, t)
+	if t.err != nil {
+		return nil, 0, nil
+	}
+	return t.bytes, t.size, nil
+}
+
 // fetchTOC returns the end of a blob, with all of the TOC unless that is very
-// large.
-func fetchTOC(ctx context.Context, b *blob.Blob) ([]byte, int64, error) {
+// large or there is no room for what the end lacks of it.
+func fetchTOC(ctx context.Context, b *blob.Blob, room func(n int64) bool) ([]byte, int64, error) {
 	tail, size, err := b.Tail(ctx, tailSize)
 	if err != nil {
 		return nil, 0, err
 	}
 	off, n := store.MissingTOC(tail, size)
-	if n == 0 || n > tocAhead {
+	if n == 0 || n > tocAhead || !room(n) {
 		return tail, size, nil
 	}
 	r, err := b.With(blob.Wanted).Range(ctx, off, n)
@@ -81,32 +162,4 @@ func fetchTOC(ctx context.Context, b *blob.Blob) ([]byte, int64, error) {
 	toc := make([]byte, n, size-off)
 	_, err = io.ReadFull(r, toc)
 	return append(toc, tail...), size, err
-}
-
-func (a *lookahead) forget(d digest.Digest, t *tail) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.tails[d] == t {
-		delete(a.tails, d)
-	}
-}
-
-// take returns the end of a blob. One that could not be fetched ahead, perhaps
-// with credentials that were good for others only, gets another try.
-func (a *lookahead) take(ctx context.Context, d digest.Digest, b *blob.Blob) ([]byte, int64, error) {
-	a.mu.Lock()
-	t := a.tails[d]
-	delete(a.tails, d)
-	a.mu.Unlock()
-	if t != nil {
-		select {
-		case <-t.done:
-			if t.err == nil {
-				return t.bytes, t.size, nil
-			}
-		case <-ctx.Done():
-			return nil, 0, context.Cause(ctx)
-		}
-	}
-	return b.Tail(ctx, tailSize)
 }

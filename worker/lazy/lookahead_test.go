@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -46,7 +47,7 @@ func TestFetchTOC(t *testing.T) {
 				Registry: at.Host, Repository: "base",
 				Hosts: func() ([]docker.RegistryHost, error) { return []docker.RegistryHost{host}, nil },
 			})
-			end, size, err := fetchTOC(t.Context(), b)
+			end, size, err := fetchTOC(t.Context(), b, func(int64) bool { return true })
 			require.NoError(t, err)
 			require.Equal(t, int64(len(c.blob)), size)
 			require.True(t, bytes.HasSuffix(c.blob, end))
@@ -87,3 +88,59 @@ func tarOf(t *testing.T, files int) []byte {
 }
 
 func contentsOf(i int) []byte { return bytes.Repeat([]byte(fmt.Sprint("contents of ", i, "\n")), 1000) }
+
+// What is fetched ahead and not taken is bounded in all.
+func TestLookaheadHasRoom(t *testing.T) {
+	small, large := blobOf(t, 100), blobOf(t, 20_000) // with a TOC of more than tailSize
+	d := digest.FromBytes(large)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		blob := small
+		if strings.HasSuffix(r.URL.Path, d.String()) {
+			blob = large
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(blob))
+	}))
+	defer server.Close()
+	at, err := url.Parse(server.URL)
+	require.NoError(t, err)
+	host := docker.RegistryHost{Client: server.Client(), Host: at.Host, Scheme: at.Scheme, Path: "/v2", Capabilities: docker.HostCapabilityPull}
+	sources := []blob.Source{{Repository: "base", Hosts: func() ([]docker.RegistryHost, error) { return []docker.RegistryHost{host}, nil }}}
+	line, a := blob.NewLine(blob.Options{}), newLookahead()
+	defer a.close()
+	start := func(d digest.Digest) *tail {
+		a.start(line, d, sources)
+		a.mu.Lock()
+		tail := a.tails[tailOf(d, sources)]
+		a.mu.Unlock()
+		if tail != nil {
+			<-tail.done
+		}
+		return tail
+	}
+	left := func() int64 {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.room
+	}
+
+	a.room = tailSize + int64(len(small))
+	require.NotNil(t, start("sha256:a"))
+	require.EqualValues(t, tailSize, left())
+	require.Equal(t, tailSize, len(start(d).bytes), "no room for the rest of the TOC")
+	require.Zero(t, left())
+	require.Nil(t, start("sha256:b"))
+	p, size, err := a.take(t.Context(), d, sources)
+	require.NoError(t, err)
+	require.Equal(t, large[len(large)-tailSize:], p)
+	require.EqualValues(t, len(large), size)
+	require.EqualValues(t, tailSize, left())
+	a.room += tocAhead
+	require.Greater(t, len(start(d).bytes), tailSize)
+	a.forget(tailOf(d, sources), a.tails[tailOf(d, sources)])
+	a.forget(tailOf("sha256:a", sources), a.tails[tailOf("sha256:a", sources)])
+	require.EqualValues(t, tailSize+int64(len(small))+tocAhead, left())
+	require.Empty(t, a.tails)
+	p, _, err = a.take(t.Context(), d, sources)
+	require.NoError(t, err)
+	require.Nil(t, p)
+}
