@@ -49,7 +49,10 @@ func (o *order) remote(ctx context.Context, remote *solver.Remote) (*solver.Remo
 	defer closeLayers(layers)
 
 	descs := slices.Clone(remote.Descriptors)
-	parts := o.profile.Attribute(lookups(layers))
+	parts, err := o.profile.Attribute(ctx, lookups(layers))
+	if err != nil {
+		return nil, err
+	}
 	figures := make([]layerReport, len(descs))
 	done := progress.OneOff(ctx, fmt.Sprintf("ordering layers for %d files", len(o.profile.Files)))
 	eg, ctx := errgroup.WithContext(ctx)

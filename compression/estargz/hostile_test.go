@@ -62,6 +62,7 @@ func TestOpenRefuses(t *testing.T) {
 		"entries no list":       {withTOC(t, payload, `{"entries":{}}`), "want a list"},
 		"enormous entry":        {withTOC(t, payload, `{"entries":[{"name":"`+strings.Repeat("x", 17<<20)+`"}]}`), "larger than 16777216 bytes"},
 		"long path":             {entries(`{"name":"` + strings.Repeat("x/", 4096) + `","type":"dir"}`), "more than 4096"},
+		"long link":             {entries(`{"name":"l","type":"symlink","linkName":"` + strings.Repeat("x/", 4096) + `"}`), "more than 4096"},
 		"unknown type":          {entries(`{"name":"a","type":"door"}`), `unknown type "door"`},
 		"bad time":              {entries(`{"name":"a","type":"dir","modtime":"noon"}`), "noon"},
 		"zero byte in a name":   {entries(`{"name":"a\u0000","type":"dir"}`), "zero byte"},

@@ -114,8 +114,8 @@ func checkType(e *Entry) error {
 	if e.Name == "" && e.Type != TypeDir {
 		return fmt.Errorf("the root is a %s", e.Type)
 	}
-	if len(e.Name) > maxNameSize {
-		return fmt.Errorf("the name has %d bytes, more than %d", len(e.Name), maxNameSize)
+	if n := max(len(e.Name), len(e.LinkName)); n > maxNameSize {
+		return fmt.Errorf("a name of %d bytes, more than %d", n, maxNameSize)
 	}
 	if strings.IndexByte(e.Name, 0) >= 0 {
 		return errors.New("the name has a zero byte")

@@ -1,6 +1,7 @@
 package profile
 
 import (
+	"context"
 	"path"
 	"strings"
 )
@@ -36,116 +37,153 @@ const (
 // Attribute gives each file of the profile to the layer that provides it, the
 // topmost one that has it. Layers are given from the bottom up, and so is the
 // answer. Files that no layer has were made by the workload, and are left out.
-func (p *Profile) Attribute(layers []Layer) []*Profile {
+// Nothing in the layers is trusted: a path that Linux would not resolve leads to
+// no file, and the work ends when ctx does.
+func (p *Profile) Attribute(ctx context.Context, layers []Layer) ([]*Profile, error) {
 	parts := make([]*Profile, len(layers))
 	for i := range parts {
 		parts[i] = &Profile{Files: []File{}}
 	}
-	m := &merged{layers: layers, dirs: map[string]string{}}
+	m := &merged{layers: layers, dirs: map[string]walk{}}
 	for _, f := range p.Files {
-		name, ok := m.resolve(f.Path)
-		if !ok {
-			continue
+		w, err := m.resolve(ctx, f.Path)
+		if err != nil {
+			return nil, err
 		}
-		if i, node, ok := m.find(name); ok && node.Kind == Regular {
-			f.Path = name
-			parts[i].Files = append(parts[i].Files, f)
+		if w.ok && w.node.Kind == Regular {
+			f.Path = w.name
+			parts[w.layer].Files = append(parts[w.layer].Files, f)
 		}
 	}
 	for i := range parts {
 		parts[i] = Merge(parts[i]) // two paths may lead to one file
 	}
-	return parts
+	return parts, nil
 }
 
 // merged is the root filesystem that layers make.
 type merged struct {
 	layers []Layer
-	dirs   map[string]string // directories that were resolved before
+	dirs   map[string]walk // to the directories of files, by their paths in the profile
 }
 
-// find returns the topmost layer that has a path, unless one above it takes
-// the path away.
-func (m *merged) find(name string) (int, Node, bool) {
-	for i := len(m.layers) - 1; i >= 0; i-- {
-		if node, ok := m.layers[i](name); ok {
-			return i, node, true
-		}
-		if hides(m.layers[i], name) {
-			break
-		}
-	}
-	return 0, Node{}, false
+// A walk is where a path leads.
+type walk struct {
+	place
+	links int  // symlinks that were followed
+	ok    bool // the path exists
 }
 
-// hides says whether a layer takes away what those below it have at a path
-// that it does not have itself.
-func hides(l Layer, name string) bool {
-	for name != "" {
-		dir, base := split(name)
-		if _, ok := l(join(dir, whiteout+base)); ok {
-			return true
-		}
-		if _, ok := l(join(dir, opaque)); ok {
-			return true
-		}
-		if node, ok := l(dir); ok && node.Kind != Directory && dir != "" {
-			return true
-		}
-		name = dir
-	}
-	return false
+// A place is a file in the merged root filesystem.
+type place struct {
+	name   string
+	node   Node
+	layer  int    // the topmost one that has it
+	lowest int    // the lowest layer that can have something under a directory
+	parent *place // nil for the root
 }
 
-// maxLinks is how many symlinks Linux follows in one path.
-const maxLinks = 40
+const (
+	// maxLinks is how many symlinks Linux follows in one path.
+	maxLinks = 40
+	// maxPath is the longest path that Linux takes, in bytes.
+	maxPath = 4096
+)
 
-// resolve follows the symlinks in a path.
-func (m *merged) resolve(name string) (string, bool) {
-	for range maxLinks {
-		dir, base := split(name)
-		resolved, ok := m.resolveDir(dir)
-		if !ok {
-			return "", false
+// resolve follows a path from the root. Most files share their directory with
+// others, whose walk is kept.
+func (m *merged) resolve(ctx context.Context, name string) (walk, error) {
+	if len(name) > maxPath {
+		return walk{}, nil
+	}
+	dir, base := path.Split(name)
+	w, known := m.dirs[dir]
+	if !known {
+		var err error
+		if w, err = m.walk(ctx, walk{place: m.root(), ok: true}, dir); err != nil {
+			return walk{}, err
 		}
-		name = join(resolved, base)
-		_, node, ok := m.find(name)
-		if !ok || node.Kind != Symlink {
-			return name, ok
+		m.dirs[dir] = w
+	}
+	return m.walk(ctx, w, base)
+}
+
+// walk follows a path from where w leads.
+func (m *merged) walk(ctx context.Context, w walk, rest string) (walk, error) {
+	for w.ok && rest != "" {
+		if err := context.Cause(ctx); err != nil {
+			return walk{}, err
 		}
-		name = target(resolved, node.Target)
+		if w.node.Kind != Directory {
+			return walk{}, nil
+		}
+		var base string
+		base, rest, _ = strings.Cut(rest, "/")
+		switch {
+		case base == "" || base == ".":
+			continue
+		case base == "..":
+			if w.parent != nil {
+				w.place = *w.parent
+			}
+			continue
+		case len(w.name)+len(base) >= maxPath:
+			return walk{}, nil
+		}
+		dir := w.place
+		w.place, w.ok = m.child(&dir, base)
+		if !w.ok || w.node.Kind != Symlink {
+			continue
+		}
+		target := w.node.Target
+		if w.links++; w.links > maxLinks || len(target) > maxPath {
+			return walk{}, nil
+		}
+		w.place = dir
+		if path.IsAbs(target) {
+			w.place = m.root()
+		}
+		rest = target + "/" + rest
 	}
-	return "", false
+	return w, nil
 }
 
-func (m *merged) resolveDir(dir string) (string, bool) {
-	if dir == "" {
-		return "", true
+func (m *merged) root() place {
+	root := place{node: Node{Kind: Directory}}
+	for i := range m.layers {
+		if m.has(i, opaque) {
+			root.lowest = i
+		}
 	}
-	if known, ok := m.dirs[dir]; ok {
-		return known, known != unresolved
-	}
-	m.dirs[dir] = unresolved // a circle of links comes by here again
-	resolved, ok := m.resolve(dir)
-	if ok {
-		m.dirs[dir] = resolved
-	}
-	return resolved, ok
+	return root
 }
 
-// unresolved is no clean path.
-const unresolved = "/"
-
-func target(dir, link string) string {
-	if !path.IsAbs(link) {
-		link = "/" + dir + "/" + link
+// child finds a name in a directory: in the topmost layer that has it, unless one
+// above that takes it away.
+func (m *merged) child(dir *place, base string) (found place, ok bool) {
+	name, whiteout := join(dir.name, base), join(dir.name, whiteout+base)
+	for i := len(m.layers) - 1; i >= dir.lowest; i-- {
+		node, has := m.layers[i](name)
+		if has && !ok {
+			found, ok = place{name: name, node: node, layer: i, parent: dir, lowest: dir.lowest}, true
+		}
+		switch {
+		case ok && found.node.Kind != Directory:
+			return found, true
+		case has && node.Kind != Directory:
+			found.lowest = i + 1
+			return found, true
+		case m.has(i, whiteout), has && m.has(i, join(name, opaque)):
+			found.lowest = i
+			return found, ok
+		}
 	}
-	return strings.TrimPrefix(path.Clean(link), "/")
+	return found, ok
 }
 
-func split(name string) (dir, base string) {
-	dir, base = path.Split(name)
-	return strings.TrimSuffix(dir, "/"), base
+func (m *merged) has(layer int, name string) bool {
+	_, ok := m.layers[layer](name)
+	return ok
 }
 
 func join(dir, base string) string {
