@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -46,7 +45,5 @@ func TestPullAfterWrongBytes(t *testing.T) {
 	}
 	d.build(t, dir)
 	// Nor does one that failed keep what is here in use.
-	require.Eventually(t, func() bool {
-		return !strings.Contains(d.buildctl(t, "du", "--verbose"), "Reclaimable:\tfalse")
-	}, 10*time.Second, 100*time.Millisecond)
+	requireNothingInUse(t, d)
 }

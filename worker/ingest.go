@@ -16,7 +16,8 @@ import (
 // was written of a blob, whatever went wrong:
 //
 //   - If the digest is wrong, the next pull would resume there, fetch nothing, and
-//     fail in the same way until the lease of the first one expires.
+//     fail in the same way until the lease of the first one expires. One that resumed
+//     upon wrong bytes begins anew.
 //   - If the disk is full, it would stay full.
 func discardFailed(store *containerdsnapshot.Store) *containerdsnapshot.Store {
 	return containerdsnapshot.NewContentStore(&discardingStore{store.Store}, store.Namespace())
@@ -35,18 +36,47 @@ func (s *discardingStore) Writer(ctx context.Context, opts ...content.WriterOpt)
 	if err != nil {
 		return nil, err
 	}
-	return &discardingWriter{Writer: w, discard: func() {
+	d := &discardingWriter{Writer: w, discard: func() {
 		if err := s.Abort(context.WithoutCancel(ctx), all.Ref); err != nil && !errdefs.IsNotFound(err) {
 			bklog.G(ctx).WithError(err).Warnf("what was written of %s stays until garbage is collected", all.Ref)
 		}
-	}}, nil
+	}}
+	if err := d.resume(all.Desc.Size, all.Desc.Digest); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return d, nil
 }
 
 type discardingWriter struct {
 	content.Writer
 	discard func()
+	resumed bool // this writer has not written all that is here
 	full    bool
 	ended   bool // somebody else may write to the ingest
+}
+
+// resume looks at what is here already, and drops it if it is all of the blob and
+// wrong.
+func (w *discardingWriter) resume(size int64, expected digest.Digest) error {
+	st, err := w.Status()
+	if err != nil {
+		return err
+	}
+	w.resumed = st.Offset > 0
+	if w.resumed && st.Offset == size && w.isWrong(expected) {
+		return w.restart()
+	}
+	return nil
+}
+
+func (w *discardingWriter) isWrong(expected digest.Digest) bool {
+	got := w.Digest()
+	return expected != "" && got != "" && got.Algorithm() == expected.Algorithm() && got != expected
+}
+
+func (w *discardingWriter) restart() error {
+	w.resumed = false
+	return w.Truncate(0)
 }
 
 func (w *discardingWriter) Write(p []byte) (int, error) {
@@ -58,6 +88,12 @@ func (w *discardingWriter) Write(p []byte) (int, error) {
 }
 
 func (w *discardingWriter) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
+	if w.resumed && w.isWrong(expected) {
+		if err := w.restart(); err != nil {
+			return err
+		}
+		return content.ErrReset // content.Copy begins anew
+	}
 	w.ended = true
 	err := w.Writer.Commit(ctx, size, expected, opts...)
 	if errdefs.IsFailedPrecondition(err) { // digest or size is wrong

@@ -1,11 +1,15 @@
 package worker
 
 import (
+	"bytes"
+	"context"
+	"io"
 	"path/filepath"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
 	ctdmetadata "github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/opencontainers/go-digest"
@@ -103,4 +107,48 @@ func TestFullIngestsAreDiscarded(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, next.Commit(t.Context(), 5, digest.FromString("right")))
 	require.NoError(t, next.Close())
+}
+
+// One pull goes on where another was interrupted, and begins anew if that was
+// wrong.
+func TestInterruptedIngest(t *testing.T) {
+	right := []byte("the right bytes")
+	desc := ocispecs.Descriptor{Digest: digest.FromBytes(right), Size: int64(len(right))}
+	for here, want := range map[string][]int64{
+		"the right":       {9},
+		"the right bytes": nil,
+		"the wrong":       {9, 0},
+		"the wrong bytes": nil,
+	} {
+		t.Run(here, func(t *testing.T) {
+			store := newContentStore(t, t.TempDir())
+			w, err := store.Writer(t.Context(), content.WithRef(remotes.MakeRefKey(t.Context(), desc)), content.WithDescriptor(desc))
+			require.NoError(t, err)
+			_, err = w.Write([]byte(here))
+			require.NoError(t, err)
+			require.NoError(t, w.Close())
+
+			var begins []int64
+			require.NoError(t, remotes.Fetch(t.Context(), store, remotes.FetcherFunc(func(context.Context, ocispecs.Descriptor) (io.ReadCloser, error) {
+				return &seekable{bytes.NewReader(right), &begins}, nil
+			}), desc))
+			require.Equal(t, want, begins)
+			got, err := content.ReadBlob(t.Context(), store, desc)
+			require.NoError(t, err)
+			require.Equal(t, right, got)
+		})
+	}
+}
+
+// seekable notes from where on it is read, if that is told.
+type seekable struct {
+	*bytes.Reader
+	begins *[]int64
+}
+
+func (r *seekable) Close() error { return nil }
+
+func (r *seekable) Seek(offset int64, whence int) (int64, error) {
+	*r.begins = append(*r.begins, offset)
+	return r.Reader.Seek(offset, whence)
 }

@@ -111,10 +111,13 @@ func (d *decorated) Exporter(name string, sm *session.Manager) (exporter.Exporte
 // get an executor of their own, which records. Provenance looks at the types of
 // operations, so that a command stays BuildKit's.
 func (d *decorated) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm *session.Manager, proxy bkworker.ProxyOpt) (solver.Op, error) {
-	if op, ok := v.Sys().(*pb.Op); ok && op.GetExec() != nil && d.opt.recorder != nil {
-		if exec, by := d.opt.recorder.Resolve(op.GetExec()); exec != nil {
-			return d.execOp(v, exec, op.Platform, d.opt.watched(by), sm, proxy)
+	if op, ok := v.Sys().(*pb.Op); ok && op.GetExec() != nil {
+		if d.opt.recorder != nil {
+			if exec, by := d.opt.recorder.Resolve(op.GetExec()); exec != nil {
+				return d.execOp(v, exec, op.Platform, d.opt.watched(by), sm, proxy)
+			}
 		}
+		return d.execOp(v, op.GetExec(), op.Platform, d.WorkerOpt.Executor, sm, proxy)
 	}
 	op, err := d.Worker.ResolveOp(v, s, sm, proxy)
 	if err != nil || d.opt.layers == nil || !isFileOp(v) {
@@ -123,7 +126,7 @@ func (d *decorated) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm 
 	return &watchedOp{Op: op, layers: d.opt.layers}, nil
 }
 
-// execOp is what BuildKit's worker does for a command, with another executor.
+// execOp is what BuildKit's worker does for a command, with an executor.
 func (d *decorated) execOp(v solver.Vertex, exec *pb.ExecOp, platform *pb.Platform, by executor.Executor, sm *session.Manager, proxy bkworker.ProxyOpt) (solver.Op, error) {
 	var resources *pb.LinuxResources
 	if m, ok := v.Options().Metadata.(*linuxresources.Metadata); ok && m != nil {
@@ -133,7 +136,8 @@ func (d *decorated) execOp(v solver.Vertex, exec *pb.ExecOp, platform *pb.Platfo
 	if proxied && proxy.Policy != nil {
 		by = &proxiedExecutor{Executor: by, policy: proxy.Policy}
 	}
-	return ops.NewExecOp(v, &pb.Op_Exec{Exec: exec}, platform, d.CacheMgr, d.ParallelismSem, sm, by, d.Worker, resources, proxied)
+	var run lastRun
+	return ops.NewExecOp(v, &pb.Op_Exec{Exec: exec}, platform, run.cache(d.CacheMgr), d.ParallelismSem, sm, run.executor(by), d.Worker, resources, proxied)
 }
 
 // Close closes the snapshotter as well, which BuildKit's worker leaves open: a

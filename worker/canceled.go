@@ -1,0 +1,63 @@
+package worker
+
+import (
+	"context"
+
+	"github.com/moby/buildkit/cache"
+	"github.com/moby/buildkit/executor"
+	"github.com/moby/buildkit/executor/resources/types"
+	"github.com/moby/buildkit/session"
+)
+
+// A lastRun keeps a command that was canceled from leaving what it wrote in use.
+//
+// BuildKit's operation returns the results of a command together with its error,
+// and the solver drops both when nobody wants them any more: nobody releases the
+// results, which cannot be pruned until the daemon ends. Those of a canceled command
+// are not committed here, and the operation releases them itself.
+type lastRun struct{ canceled error }
+
+// executor returns e, which tells how its last process ended.
+func (l *lastRun) executor(e executor.Executor) executor.Executor { return &toldExecutor{e, l} }
+
+// cache returns m, which commits no results of a canceled process.
+func (l *lastRun) cache(m cache.Manager) cache.Manager { return &toldCache{m, l} }
+
+type toldExecutor struct {
+	executor.Executor
+	run *lastRun
+}
+
+func (e *toldExecutor) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (types.Recorder, error) {
+	e.run.canceled = nil
+	recorder, err := e.Executor.Run(ctx, id, root, mounts, process, started)
+	if ctx.Err() != nil {
+		e.run.canceled = err
+	}
+	return recorder, err
+}
+
+type toldCache struct {
+	cache.Manager
+	run *lastRun
+}
+
+func (c *toldCache) New(ctx context.Context, parent cache.ImmutableRef, s session.Group, opts ...cache.RefOption) (cache.MutableRef, error) {
+	ref, err := c.Manager.New(ctx, parent, s, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return &toldRef{ref, c.run}, nil
+}
+
+type toldRef struct {
+	cache.MutableRef
+	run *lastRun
+}
+
+func (r *toldRef) Commit(ctx context.Context) (cache.ImmutableRef, error) {
+	if r.run.canceled != nil {
+		return nil, r.run.canceled
+	}
+	return r.MutableRef.Commit(ctx)
+}
