@@ -269,10 +269,25 @@ func (d *daemon) checkStopped() error {
 	if err := d.nothing("content/ingest/*/data", "executor/*/config.json", "snapshots/tmp/*"); err != nil {
 		return err
 	}
-	if left, err := filepath.Glob(filepath.Join(d.tmp, "*")); err != nil || len(left) > 0 {
-		return fmt.Errorf("temporary files of a daemon that has ended: %q %w", left, err)
+	if err := d.checkTemporary(); err != nil {
+		return err
 	}
 	return d.checkLeases()
+}
+
+// checkTemporary passes over directories that are empty: those that a daemon makes to
+// mount something there stay if it is killed before, and nobody can tell whose they are.
+func (d *daemon) checkTemporary() error {
+	left, err := filepath.Glob(filepath.Join(d.tmp, "*"))
+	if err != nil {
+		return err
+	}
+	for _, file := range left {
+		if syscall.Rmdir(file) != nil {
+			return fmt.Errorf("a temporary file of a daemon that has ended: %s", file)
+		}
+	}
+	return nil
 }
 
 // nothing looks for files in the directory of the worker.

@@ -136,7 +136,7 @@ func TestChecks(t *testing.T) {
 		}, "executor/1/config.json"},
 		"a temporary file": {stopped, func(t *testing.T, d *daemon, _ *control) {
 			write(t, 1, d.tmp, "file")
-		}, "temporary files of a daemon that has ended"},
+		}, "a temporary file of a daemon that has ended"},
 		"a lease": {stopped, func(t *testing.T, d *daemon, _ *control) {
 			lease(t, d, "another")
 		}, "a lease that nobody owns: another"},
