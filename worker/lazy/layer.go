@@ -34,8 +34,8 @@ type layer struct {
 func newLayer(stored *store.Layer, b *blob.Blob, labels Labels, c *calm, r *room) *layer {
 	stored.Connect(store.Blobs{
 		Wanted:     thrifty{b.With(blob.Wanted), r},
-		Prefetch:   roomy{b.With(blob.Prefetch), r},
-		Background: roomy{b.With(blob.Background), r},
+		Prefetch:   b.With(blob.Prefetch),
+		Background: b.With(blob.Background),
 	})
 	return &layer{
 		Layer: stored, blob: b, labels: labels, calm: c,

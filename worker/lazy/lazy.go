@@ -71,7 +71,7 @@ func New(root string, opts Options) (*Layers, error) {
 	m, c := newMetrics(), &calm{}
 	waited := func(d time.Duration) { m.waited(d); c.waits() }
 	r := &room{dir: root, limits: opts.Limits, disk: func() (disk.DiskStat, error) { return disk.GetDiskStat(root) }}
-	st, err := store.Open(filepath.Join(root, "layers"), store.Options{Waited: waited, Pace: c.await, Room: r.has})
+	st, err := store.Open(filepath.Join(root, "layers"), store.Options{Waited: waited, Pace: c.await, Room: r.has, Spare: r.spare})
 	if err != nil {
 		return nil, err
 	}

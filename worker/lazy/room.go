@@ -1,10 +1,8 @@
 package lazy
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"time"
 
@@ -86,6 +84,14 @@ func (r *room) look() (full bool) {
 	return stat.Available < max(least, reserve(stat))
 }
 
+// spare says why nothing is fetched that nobody waits for.
+func (r *room) spare() error {
+	if r.isFull() {
+		return errNoRoom
+	}
+	return nil
+}
+
 // has says why so many bytes would not leave the reserve. Where nothing is known
 // of the disk, writing to it will tell.
 func (r *room) has(bytes int64) error {
@@ -94,19 +100,6 @@ func (r *room) has(bytes int64) error {
 		return nil //nolint:nilerr // see above
 	}
 	return &fullError{r.dir, bytes, stat}
-}
-
-// roomy reads a blob as long as the disk has room.
-type roomy struct {
-	blob.View
-	room *room
-}
-
-func (v roomy) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	if v.room.isFull() {
-		return nil, errNoRoom
-	}
-	return v.View.Range(ctx, off, n)
 }
 
 // thrifty reads a blob for who waits. What comes along without being waited for

@@ -162,6 +162,12 @@ func (b *builder) addChunk(e *estargz.Entry) error {
 	if e.InnerOffset < 0 || e.InnerOffset > maxInner {
 		return fmt.Errorf("inner offset %d: want 0 to %d", e.InnerOffset, maxInner)
 	}
+	if n := len(b.chunks); n > 0 && b.chunks[n-1].Offset == e.Offset {
+		// If chunks overlapped, a member of some bytes could fill the disk.
+		if end := int64(b.chunks[n-1].Inner) + int64(b.chunks[n-1].Size); e.InnerOffset < end {
+			return fmt.Errorf("inner offset %d: want no less than %d, where the chunk before ends", e.InnerOffset, end)
+		}
+	}
 	c := chunk{Offset: e.Offset, At: f.at, Inner: uint32(e.InnerOffset), Size: uint32(size), Node: f.node}
 	want := e.ChunkDigest
 	if want == "" && size == f.size {

@@ -90,6 +90,14 @@ func testDiskFull(t *testing.T, root string, opts estargz.Options) {
 	right(t, l)
 	require.Zero(t, l.Stats().Corrupt)
 
+	// A layer can be removed from a disk that has nothing left at all.
+	another := blobOf(t, estargz.Options{}, file("x", "x"))
+	require.NoError(t, os.Truncate(filler, 0))
+	addedTo(t, s, another)
+	exhaust(t, root)
+	require.NoError(t, s.Remove(another.key))
+	require.NoError(t, os.RemoveAll(filepath.Join(root, "exhausted")))
+
 	other := blobOf(t, estargz.Options{}, numbered(5000, 1)...)
 	leave(t, filler, 100_000)
 	err = other.addTo(s)
@@ -118,6 +126,22 @@ func testDiskFull(t *testing.T, root string, opts estargz.Options) {
 	}
 	right(t, l)
 	addedTo(t, s, other)
+}
+
+// exhaust makes files until a filesystem has no more room and no more of them.
+func exhaust(t *testing.T, root string) {
+	t.Helper()
+	dir := filepath.Join(root, "exhausted")
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "filler"), nil, 0o600))
+	leave(t, filepath.Join(dir, "filler"), 100_000)
+	for i := 0; ; i++ {
+		name := filepath.Join(dir, fmt.Sprint(i))
+		if err := errors.Join(os.Mkdir(name, 0o700), os.WriteFile(filepath.Join(name, "x"), make([]byte, 1), 0o600)); err != nil {
+			require.ErrorIs(t, err, unix.ENOSPC)
+			return
+		}
+	}
 }
 
 // leave lets a file grow until so many bytes are left of its filesystem.
@@ -233,4 +257,27 @@ func TestNoRoomForCopy(t *testing.T) {
 	got, err := read(l, find(t, l, "b"))
 	require.NoError(t, err)
 	require.Equal(t, text(1, 5000), got)
+}
+
+// TestNoneToSpare copies nothing from another layer that nobody waits for.
+func TestNoneToSpare(t *testing.T) {
+	spare := errFull
+	s, err := Open(t.TempDir(), Options{Spare: func() error { return spare }})
+	require.NoError(t, err)
+	defer s.Close()
+	first := orderedBlob(t, []string{"a"}, estargz.Options{}, file("a", text(1, 5000)))
+	second := orderedBlob(t, []string{"b"}, estargz.Options{}, file("b", text(1, 5000)))
+	f := &fake{data: first.data}
+	l := addedTo(t, s, first)
+	l.Connect(f.all())
+	_, err = read(l, find(t, l, "a"))
+	require.NoError(t, err, "somebody waits for it")
+	l = addedTo(t, s, second)
+	l.Connect(f.all())
+	require.ErrorIs(t, l.Prefetch(t.Context()), errFull)
+	require.ErrorIs(t, l.Fill(t.Context()), errFull)
+	require.Zero(t, l.Stats().Present)
+	spare = nil
+	require.NoError(t, l.Fill(t.Context()))
+	require.True(t, l.Complete())
 }

@@ -99,6 +99,7 @@ func TestHostileTOCsAreRefused(t *testing.T) {
 		"offsets out of order":   {reg(`"size":1,"offset":20`) + "," + reg(`"size":1,"offset":10`), "offset 10: want them in the order of the blob, from 20"},
 		"negative inner offset":  {reg(`"size":1,"offset":1,"innerOffset":-5`), "inner offset -5"},
 		"absurd inner offset":    {reg(`"size":1,"offset":1,"innerOffset":9223372036854775807`), "inner offset 9223372036854775807"},
+		"overlapping in member":  {reg(`"size":9,"offset":1,"innerOffset":4`) + "," + reg(`"size":1,"offset":1,"innerOffset":12`), "inner offset 12: want no less than 13"},
 		"absurd size":            {reg(`"size":9223372036854775807,"offset":1`), "a chunk of 9223372036854775807 bytes, more than"},
 		"more than deflate has":  {reg(`"size":60000000,"offset":1`), "more than deflate can hold"},
 		"gap between chunks":     {reg(`"size":10,"offset":1,"chunkSize":2`) + `,{"type":"chunk","offset":2,"chunkOffset":3}`, "a chunk of 8 bytes at 3, want one at 2 of 10"},
@@ -160,8 +161,6 @@ func TestHostileMembers(t *testing.T) {
 		"far":                {entries(`{"name":"a","type":"reg","size":1,"offset":%d,"innerOffset":20000,"chunkDigest":%q}`, len(bomb), digest.FromString("x")), "unexpected EOF"},
 		"less than it says":  {entries(`{"name":"a","type":"reg","size":4000,"offset":%d,"chunkDigest":%q}`, len(bomb), digest.FromString("abc")), "unexpected EOF"},
 		"inside of a member": {entries(`{"name":"a","type":"reg","size":3,"offset":%d,"chunkDigest":%q}`, len(bomb)+1, digest.FromString("abc")), "invalid header"},
-		"overlapping in a member": {entries(`{"name":"b","type":"reg","size":2,"offset":%d,"innerOffset":1,"chunkDigest":%q},{"name":"a","type":"reg","size":3,"offset":%d,"chunkDigest":%q}`,
-			len(bomb), digest.FromString("bc"), len(bomb), digest.FromString("other")), "the digest of the contents"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := addedTo(t, openStore(t), c.blob)
@@ -170,11 +169,6 @@ func TestHostileMembers(t *testing.T) {
 			_, err := read(l, find(t, l, "a"))
 			require.ErrorContains(t, err, c.want)
 			require.Error(t, l.Fill(t.Context()))
-			if b, ok := l.Lookup(Root, "b"); ok {
-				got, err := read(l, b)
-				require.NoError(t, err)
-				require.Equal(t, "bc", got)
-			}
 		})
 	}
 }
@@ -223,10 +217,10 @@ func TestMillionEntries(t *testing.T) {
 	var toc bytes.Buffer
 	toc.WriteString(`{"version":1,"entries":[{"name":"empty","type":"reg"}`)
 	for i := range n {
-		fmt.Fprintf(&toc, `,{"name":"%x/%x/file","type":"reg","size":1,"offset":1,"chunkDigest":"sha256:%064x"}`, i%1000, i, i)
+		fmt.Fprintf(&toc, `,{"name":"%x/%x/file","type":"reg","size":1,"offset":0,"innerOffset":%d,"chunkDigest":"sha256:%064x"}`, i%1000, i, i, i)
 	}
 	toc.WriteString("]}")
-	b := withTOC(t, []byte("payload"), &toc, int64(toc.Len()))
+	b := withTOC(t, make([]byte, n/1000), &toc, int64(toc.Len()))
 	s := openStore(t)
 	runtime.GC()
 	before := memory()

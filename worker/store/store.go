@@ -26,6 +26,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +39,8 @@ import (
 type Store struct {
 	layersDir string
 	tmpDir    string
+	trashDir  string
+	trashed   atomic.Int64 // gives names
 	bootID    string
 	large     int64 // of the layers that are added
 	building  *semaphore.Weighted
@@ -47,6 +50,7 @@ type Store struct {
 	pace      func(context.Context) (soon bool, err error)
 	waited    func(time.Duration)
 	room      func(bytes int64) error
+	spare     func() error
 
 	mu     sync.Mutex
 	layers map[Key]*Layer
@@ -74,6 +78,10 @@ type Options struct {
 	// fails. Nil is for always.
 	Room func(bytes int64) error
 
+	// Spare is asked before contents are requested or copied that nobody waits
+	// for, and its error ends Prefetch and Fill. Nil is for always.
+	Spare func() error
+
 	bootID string // of tests
 	large  int64  // of tests: another largeFile
 }
@@ -84,6 +92,7 @@ func Open(root string, opts Options) (*Store, error) {
 	s := &Store{
 		layersDir: filepath.Join(root, "layers"),
 		tmpDir:    filepath.Join(root, "tmp"),
+		trashDir:  filepath.Join(root, "trash"),
 		bootID:    opts.bootID,
 		large:     cmp.Or(opts.large, largeFile),
 		building:  semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0))),
@@ -92,6 +101,7 @@ func Open(root string, opts Options) (*Store, error) {
 		waited:    opts.Waited,
 		pace:      opts.Pace,
 		room:      opts.Room,
+		spare:     opts.Spare,
 		layers:    map[Key]*Layer{},
 		adding:    map[Key]chan struct{}{},
 	}
@@ -105,10 +115,13 @@ func Open(root string, opts Options) (*Store, error) {
 	if s.room == nil {
 		s.room = func(int64) error { return nil }
 	}
-	if err := os.RemoveAll(s.tmpDir); err != nil {
+	if s.spare == nil {
+		s.spare = func() error { return nil }
+	}
+	if err := errors.Join(os.RemoveAll(s.tmpDir), os.RemoveAll(s.trashDir)); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
-	for _, dir := range []string{s.layersDir, s.tmpDir} {
+	for _, dir := range []string{s.layersDir, s.tmpDir, s.trashDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("store: %w", err)
 		}
@@ -183,17 +196,15 @@ func (s *Store) Remove(key Key) error {
 	return nil
 }
 
-// remove is Remove while nobody adds the layer.
+// remove is Remove while nobody adds the layer. Nothing new is needed of the disk,
+// which may be full.
 func (s *Store) remove(key Key) error {
 	name, err := key.dir()
 	if err != nil {
 		return err
 	}
-	trash, err := os.MkdirTemp(s.tmpDir, "remove-")
-	if err != nil {
-		return err
-	}
-	l, err := s.hide(key, filepath.Join(s.layersDir, name), filepath.Join(trash, name))
+	trash := filepath.Join(s.trashDir, strconv.FormatInt(s.trashed.Add(1), 10))
+	l, err := s.hide(key, filepath.Join(s.layersDir, name), trash)
 	if l != nil {
 		l.close()
 	}

@@ -96,8 +96,11 @@ func (s *sweep) turn(ctx context.Context) (errand, error) {
 	e := s.errand
 	for e.priority == background {
 		soon, err := s.layer.store.pace(ctx)
-		if err != nil || !soon {
+		if err != nil {
 			return e, err
+		}
+		if !soon {
+			break
 		}
 		if s.near() {
 			e.priority = prefetched
@@ -109,7 +112,7 @@ func (s *sweep) turn(ctx context.Context) (errand, error) {
 			return e, context.Cause(ctx)
 		}
 	}
-	return e, nil
+	return e, s.layer.store.spare()
 }
 
 // nearBy is how many bytes of the blob are near. A cold import of pandas at 80 ms
