@@ -10,6 +10,7 @@ import (
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/util/contentutil"
 	"github.com/moby/buildkit/util/resolver"
+	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -19,28 +20,68 @@ import (
 // layers; but these are here, and know where they came from.
 func (d *decorated) LoadRef(ctx context.Context, id string, hidden bool) (cache.ImmutableRef, error) {
 	ref, err := d.Worker.LoadRef(ctx, id, hidden)
-	var missing cache.NeedsRemoteProviderError
-	if d.opt.layers == nil || !errors.As(err, &missing) {
+	if d.opt.layers == nil || !errors.As(err, new(cache.NeedsRemoteProviderError)) {
 		return ref, err
 	}
-	handlers := cache.DescHandlers{}
-	for _, blob := range missing {
-		labels, ok := d.opt.layers.Labels(blob)
-		if !ok {
-			return nil, err
-		}
-		handlers[blob] = &cache.DescHandler{
-			Provider:       func(g session.Group) content.Provider { return &puller{host: d.opt.host, ref: labels.Ref, session: g} },
-			SnapshotLabels: labels.Snapshot,
-			Annotations:    labels.Annotations,
-			Ref:            labels.Ref,
-		}
-	}
-	opts := []cache.RefOption{handlers}
+	var opts []cache.RefOption
 	if hidden {
 		opts = append(opts, cache.NoUpdateLastUsed)
 	}
-	return d.CacheMgr.Get(ctx, id, solver.ProgressControllerFromContext(ctx), opts...)
+	pg := solver.ProgressControllerFromContext(ctx)
+	get := func(handlers cache.DescHandlers) (cache.ImmutableRef, error) {
+		return d.CacheMgr.Get(ctx, id, pg, append(opts[:len(opts):len(opts)], handlers)...)
+	}
+	return withHandlers(get, func(blob digest.Digest) *cache.DescHandler {
+		if h := ofBuild(ctx, blob); h != nil {
+			return h
+		}
+		return d.ofLayer(blob)
+	})
+}
+
+// withHandlers gets a reference with handlers for the blobs that it needs some
+// for. Which ones get names are those that it was given none for.
+func withHandlers(get func(cache.DescHandlers) (cache.ImmutableRef, error), of func(blob digest.Digest) *cache.DescHandler) (cache.ImmutableRef, error) {
+	handlers := cache.DescHandlers{}
+	for {
+		ref, err := get(handlers)
+		var missing cache.NeedsRemoteProviderError
+		if !errors.As(err, &missing) {
+			return ref, err
+		}
+		for _, blob := range missing {
+			h := of(blob)
+			if h == nil || handlers[blob] != nil {
+				return nil, err
+			}
+			handlers[blob] = h
+		}
+	}
+}
+
+// ofBuild returns the handler of a build that knows the blob.
+func ofBuild(ctx context.Context, blob digest.Digest) *cache.DescHandler {
+	known := solver.CacheOptGetterOf(ctx)
+	if known == nil {
+		return nil
+	}
+	key := cache.DescHandlerKey(blob)
+	h, _ := known(true, key)[key].(*cache.DescHandler)
+	return h
+}
+
+// ofLayer returns one for the blob of a layer that is mounted.
+func (d *decorated) ofLayer(blob digest.Digest) *cache.DescHandler {
+	labels, ok := d.opt.layers.Labels(blob)
+	if !ok {
+		return nil
+	}
+	return &cache.DescHandler{
+		Provider:       func(g session.Group) content.Provider { return &puller{host: d.opt.host, ref: labels.Ref, session: g} },
+		SnapshotLabels: labels.Snapshot,
+		Annotations:    labels.Annotations,
+		Ref:            labels.Ref,
+	}
 }
 
 // A puller reads whole blobs of an image, with the credentials of a session.

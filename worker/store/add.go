@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
 )
@@ -155,12 +154,12 @@ var errTOCs = fmt.Errorf("the TOCs that are being read take more than %d MB", ma
 type toc struct {
 	io.Reader
 	file  *os.File // nil if the tail has all
-	taken int64    // of the store's room for TOCs
-	room  *atomic.Int64
+	store *Store
+	taken int64 // of the store's room for TOCs
 }
 
 func (t *toc) Close() error {
-	t.room.Add(t.taken)
+	t.store.tocs.Add(t.taken)
 	if t.file == nil {
 		return nil
 	}
@@ -170,8 +169,11 @@ func (t *toc) Close() error {
 // Write is of the file.
 func (t *toc) Write(p []byte) (int, error) {
 	n := int64(len(p))
-	if t.room.Add(-n) < 0 {
-		t.room.Add(n)
+	if err := t.store.room(n); err != nil {
+		return 0, err
+	}
+	if t.store.tocs.Add(-n) < 0 {
+		t.store.tocs.Add(n)
 		return 0, errTOCs
 	}
 	t.taken += n
@@ -181,13 +183,13 @@ func (t *toc) Write(p []byte) (int, error) {
 // bring returns the blob from where the TOC starts. What the tail lacks comes
 // into a file without a name.
 func (s *Store) bring(ctx context.Context, at, size int64, tail []byte, rest Range) (*toc, error) {
-	t := &toc{room: &s.tocs}
+	t := &toc{store: s}
 	here := size - int64(len(tail))
 	if at >= here {
 		t.Reader = bytes.NewReader(tail[at-here:])
 		return t, nil
 	}
-	err := t.fill(ctx, s.tmpDir, at, here-at, rest)
+	err := t.fill(ctx, at, here-at, rest)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("TOC: %w", err), t.Close())
 	}
@@ -195,13 +197,13 @@ func (s *Store) bring(ctx context.Context, at, size int64, tail []byte, rest Ran
 	return t, nil
 }
 
-func (t *toc) fill(ctx context.Context, dir string, at, n int64, rest Range) error {
+func (t *toc) fill(ctx context.Context, at, n int64, rest Range) error {
 	r, err := rest(ctx, at, n)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	if t.file, err = os.CreateTemp(dir, "toc-"); err != nil {
+	if t.file, err = os.CreateTemp(t.store.tmpDir, "toc-"); err != nil {
 		return err
 	}
 	if err := os.Remove(t.file.Name()); err != nil {

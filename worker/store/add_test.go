@@ -148,6 +148,9 @@ func TestManyTOCs(t *testing.T) {
 	s.tocs.Store(1000)
 	require.ErrorIs(t, s.Add(t.Context(), b.key, b.size(), b.data[len(b.data)-100:], f.Range), errTOCs)
 	require.EqualValues(t, 1000, s.tocs.Load())
+	full := errors.New("the disk is full")
+	s.room = func(int64) error { return full }
+	require.ErrorIs(t, s.Add(t.Context(), b.key, b.size(), b.data[len(b.data)-100:], f.Range), full)
 	require.NoError(t, b.addTo(s), "this one has it in memory")
 }
 
