@@ -112,6 +112,52 @@ func TestLyingDigest(t *testing.T) {
 	require.Equal(t, text(2, 6000), got)
 }
 
+// TestOtherHostIsAskedNext has a host that sends wrong bytes, of which most are
+// still to come, until it is told.
+func TestOtherHostIsAskedNext(t *testing.T) {
+	b := blobOf(t, estargz.Options{ChunkSize: 1 << 18}, file("a", text(1, 3<<20)))
+	l := addedTo(t, openStore(t), b)
+	arrive := make(chan struct{})
+	defer close(arrive)
+	f := &fake{data: b.data, window: 1 << 20}
+	f.answer = func(_ context.Context, _ int, p []byte) (io.ReadCloser, error) {
+		if _, corrupt, _ := f.told(); corrupt > 0 {
+			return io.NopCloser(bytes.NewReader(p)), nil
+		}
+		return io.NopCloser(io.MultiReader(bytes.NewReader(make([]byte, 1000)), waiting(arrive))), nil
+	}
+	l.Connect(f.all())
+	got, err := read(l, find(t, l, "a"))
+	require.NoError(t, err)
+	require.True(t, got == text(1, 3<<20))
+	_, corrupt, _ := f.told()
+	require.Equal(t, 1, corrupt)
+}
+
+// TestCorruptRunEnds has wrong bytes behind the file that is read. The stream is
+// told once: what is buffered of them must not be taken for another host's.
+func TestCorruptRunEnds(t *testing.T) {
+	const files, size = 40, 20_000
+	b := blobOf(t, estargz.Options{Level: estargz.NoCompression}, numbered(files, size)...)
+	l := addedTo(t, openStore(t), b)
+	f := &fake{data: b.data, window: 1 << 20}
+	f.answer = broken(func(request int, p []byte) []byte {
+		if request == 0 {
+			clear(p[size*2:])
+		}
+		return p
+	})
+	l.Connect(f.all())
+	check(t, l, size, 0)
+	l.ended.Wait()
+	_, corrupt, _ := f.told()
+	require.Equal(t, 1, corrupt)
+	check(t, l, size, 39, 20, 1)
+	require.NoError(t, l.Fill(t.Context()))
+	_, corrupt, _ = f.told()
+	require.Equal(t, 1, corrupt)
+}
+
 // TestCorruptionIsForgotten lets a chunk be fetched again after a while.
 func TestCorruptionIsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

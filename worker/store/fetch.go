@@ -91,15 +91,17 @@ func (s *stream) Read(p []byte) (int, error) {
 
 // A fetcher takes the stream of a run apart.
 type fetcher struct {
-	layer   *Layer
-	from    io.Reader
-	stream  *stream       // of the same
-	in      *bufio.Reader // of the same
-	at      int64         // in the blob, of the next byte
-	left    []item        // whose bytes did not arrive yet
-	cores   errgroup.Group
-	corrupt atomic.Bool           // since complain
-	failed  atomic.Pointer[error] // why nothing more can be saved
+	layer  *Layer
+	from   io.Reader
+	stream *stream       // of the same
+	in     *bufio.Reader // of the same
+	at     int64         // in the blob, of the next byte
+	left   []item        // whose bytes did not arrive yet
+	cores  errgroup.Group
+	failed atomic.Pointer[error] // why nothing more can be saved
+
+	mu    sync.Mutex
+	wrong []func() // land the items that came corrupt
 }
 
 // batchSize is how many compressed bytes of small files are decompressed
@@ -108,9 +110,10 @@ const batchSize = 64 << 10
 
 // all reads a range of size bytes and saves its chunks. The first one somebody
 // waits for, so that it is decompressed as it arrives, and the rest is in less of
-// a hurry; the others may be on
-// another core while the next ones arrive. The stream of who is waited for must
-// not be held up, so that theirs take as many cores as there are.
+// a hurry; the others may be on another core while the next ones arrive. The
+// stream of who is waited for must not be held up, so that theirs take as many
+// cores as there are. All ends when a chunk was corrupt: what is buffered comes
+// from the same host.
 func (f *fetcher) all(size int64) error {
 	f.stream = &stream{r: f.from, left: size}
 	f.in = bufio.NewReaderSize(f.stream, batchSize)
@@ -119,7 +122,9 @@ func (f *fetcher) all(size int64) error {
 		s.Relax()
 	}
 	for err == nil && len(f.left) > 0 {
-		f.complain()
+		if f.wasCorrupt() {
+			return errAgain
+		}
 		batch := f.left[:f.layer.within(f.left, batchSize)]
 		size := f.layer.end(batch) - f.layer.offset(batch)
 		if f.layer.store.buffers.TryAcquire(size) {
@@ -131,17 +136,34 @@ func (f *fetcher) all(size int64) error {
 			return *failed
 		}
 	}
-	if err == nil {
+	if err == nil && !f.wasCorrupt() {
 		_, _ = io.Copy(io.Discard, f.in) // a connection that is read to the end serves again
 	}
 	return err
 }
 
-// complain tells whom the bytes come from that they were wrong. The next ones
-// may come from elsewhere.
+// errAgain is the error of chunks whose run has ended before they came, because
+// others were corrupt. They are fetched by another run.
+var errAgain = errors.New("a chunk before it was corrupt")
+
+func (f *fetcher) wasCorrupt() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.wrong) > 0
+}
+
+// complain tells the stream that its bytes were wrong, and then lands the items
+// that were: who waits for them tries again at once, and should be sent to
+// another host by then.
 func (f *fetcher) complain() {
-	if s, ok := f.from.(interface{ Corrupt() }); ok && f.corrupt.Swap(false) {
+	if len(f.wrong) == 0 {
+		return
+	}
+	if s, ok := f.from.(interface{ Corrupt() }); ok {
 		s.Corrupt()
+	}
+	for _, land := range f.wrong {
+		land()
 	}
 }
 
@@ -253,19 +275,23 @@ func (c *counted) skipTo(at int64) error {
 	return noEOF(err)
 }
 
-// land ends the flight of an item.
+// land ends the flight of an item. That of a corrupt one is left to complain.
 func (f *fetcher) land(i item, err error) {
 	l := f.layer
 	switch {
-	case err == nil:
-		l.land(i.chunk, i.flight, nil)
+	case err == nil || err == errAgain:
+		l.land(i.chunk, i.flight, err)
 		return
 	case errors.Is(err, errCorrupt):
 		k := l.index.chunk(i.chunk)
 		err = l.errorf("its chunk at %d of the blob: %w", k.Offset, err)
 		l.index.doubt(i.chunk)
-		f.corrupt.Store(true)
 		l.corrupt.Add(1)
+		l.failure.Store(&err)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.wrong = append(f.wrong, func() { l.land(i.chunk, i.flight, err) })
+		return
 	case errors.As(err, new(*fs.PathError)):
 		cause := err
 		f.failed.Store(&cause)

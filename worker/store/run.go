@@ -157,8 +157,8 @@ func (l *Layer) await(ctx context.Context, c uint32, t trip) error {
 		if err == nil && l.present.has(c) {
 			return nil
 		}
-		if err == nil {
-			continue // another chunk of the layer has the same contents
+		if err == nil || err == errAgain {
+			continue // without an error, another chunk of the layer has the same contents
 		}
 		corrupt := errors.Is(err, errCorrupt)
 		if corrupt {
