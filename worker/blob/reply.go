@@ -91,6 +91,10 @@ func (r *reply) answers(want span) error {
 	return nil
 }
 
+func outside(want span, size int64) error {
+	return fmt.Errorf("asked for %v: %w, the blob has %d bytes", want, errRange, size)
+}
+
 // parseContentRange reads "bytes first-last/size", in which the size may be
 // unknown: "*".
 func parseContentRange(s string) (span, int64, error) {

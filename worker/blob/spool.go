@@ -96,7 +96,7 @@ func (s *spool) open(want span) (*reply, error) {
 		want.off = s.have - want.n
 	}
 	if want.off >= s.have {
-		return nil, fmt.Errorf("asked for %v: %w, the blob has %d bytes", want, errRange, s.have)
+		return nil, outside(want, s.have)
 	}
 	want.n = min(want.n, s.have-want.off)
 	s.readers++
@@ -208,6 +208,14 @@ func (s *spool) drop() {
 	if s.complete {
 		s.clear()
 	}
+}
+
+// reject drops the blob, and returns the host that sent it.
+func (s *spool) reject() *host {
+	s.drop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.host
 }
 
 func (s *spool) dropIdle() {

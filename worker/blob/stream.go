@@ -3,6 +3,7 @@ package blob
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -182,19 +183,36 @@ func (s *Stream) ask() (err error) {
 
 // spool keeps the whole blob that the host sends, which connect then finds.
 func (s *Stream) spool() error {
+	size, err := s.wholeSize()
+	if err != nil {
+		return err
+	}
 	spool := &s.blob.spool
 	if !spool.begin(&s.turn) {
 		s.drop()
 		return nil // somebody else does
 	}
-	size := s.reply.size
-	if size == unknown {
-		size = cmp.Or(s.blob.size.Load(), unknown)
-	}
 	n, err := spool.fill(s.host, pull(s.pull), size)
 	s.hears(n)
 	s.drop()
 	return err
+}
+
+// wholeSize returns the size of the blob that comes whole. What a proxy or a
+// sign-in page says instead has another one, and must not be kept.
+func (s *Stream) wholeSize() (int64, error) {
+	size, known := s.reply.size, cmp.Or(s.blob.size.Load(), unknown)
+	if size == unknown {
+		return known, nil
+	}
+	if known != unknown && size != known {
+		s.blob.size.Store(0) // that may be the wrong one
+		return 0, &fault{fmt.Sprintf("a blob of %d bytes, which has %d", size, known)}
+	}
+	if s.rest.off >= size {
+		return 0, outside(s.rest, size)
+	}
+	return size, nil
 }
 
 // hears begins the deadline anew when enough has come: a registry that lets it
@@ -205,9 +223,15 @@ func (s *Stream) hears(n int64) {
 	}
 }
 
-// spooled takes the range from the blob's spool, if it has one.
+// spooled takes the range from the blob's spool, if it has one. One that lacks
+// the range is not the blob, and its host has failed.
 func (s *Stream) spooled() (bool, error) {
 	reply, err := s.blob.spool.reply(s.ctx, s.rest, &s.turn)
+	if errors.Is(err, errRange) {
+		s.host, s.heard, s.some = s.blob.spool.reject(), time.Now(), 0
+		s.lost(err)
+		return false, nil
+	}
 	if err != nil {
 		return false, s.fail(err, true)
 	}

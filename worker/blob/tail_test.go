@@ -279,6 +279,42 @@ func TestUnrangedCorrupt(t *testing.T) {
 	require.Len(t, good.seen(), 1)
 }
 
+// A page in the place of the blob, such as one to sign in, is not kept, and
+// another host is asked.
+func TestPageInsteadOfTheBlob(t *testing.T) {
+	blob := contents(1000)
+	page := func(w http.ResponseWriter, size int) {
+		if size >= 0 {
+			w.Header().Set("Content-Length", fmt.Sprint(size))
+		}
+		w.WriteHeader(http.StatusOK)
+		http.NewResponseController(w).Flush()
+		w.Write(make([]byte, max(size, 20)))
+	}
+	for name, size := range map[string]int{"short": 20, "empty": 0, "of unknown length": -1, "long": 2000} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			mirror := serve(t, blob, after(1, first(1, func(w http.ResponseWriter, _ *http.Request) bool {
+				page(w, size)
+				return true
+			})))
+			origin := serve(t, blob)
+			b := NewLine(impatient).Open(origin.digest(), source(mirror.host(), origin.host()))
+			wantRange(t, b, blob, 0, 10)
+			wantRange(t, b, blob, 500, 100)
+			wantRange(t, b, blob, 5, 100)
+			require.Len(t, origin.seen(), 2)
+			require.False(t, b.spool.complete)
+
+			alone := serve(t, blob, first(1, func(w http.ResponseWriter, _ *http.Request) bool {
+				page(w, min(size, 500))
+				return true
+			}))
+			wantRange(t, alone.open(impatient), blob, 500, 100)
+		})
+	}
+}
+
 // A reader that goes away in the middle of the download leaves it to the next.
 func TestUnrangedCancelled(t *testing.T) {
 	blob := contents(1 << 20)
