@@ -93,7 +93,7 @@ func TestPausesAreNotMeasured(t *testing.T) {
 		timeOf(t, b.With(Wanted), 0, 1e6)
 		_, before := b.line.peer("registry.example").line()
 
-		other := &turn{queue: &b.line.queue, priority: Wanted}
+		other := &turn{queue: &b.line.queue, priority: Wanted, host: "registry.example"}
 		time.AfterFunc(50*time.Millisecond, func() { other.take(t.Context()) })
 		time.AfterFunc(5*time.Second, other.release)
 		timeOf(t, b.With(Background), 0, 8<<20)

@@ -2,6 +2,7 @@ package blob
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -14,7 +15,7 @@ const (
 	patience = time.Second
 
 	// While somebody of a higher priority is served, a connection that is
-	// already there takes so many bytes in such a time: 160 kB/s. The server
+	// already there takes so many bytes in such a time: 160 kB/s at most. The server
 	// should not take it for dead, and again nobody must wait forever.
 	trickleBytes = 16 << 10
 	trickleTime  = 100 * time.Millisecond
@@ -27,28 +28,55 @@ const (
 )
 
 // A queue hands out turns at connections, of which each registry has as many,
-// half of them for nobody but who is waited for: one that is slow keeps no others
-// waiting. Of those that wait, the blob goes first that has the fewest.
+// half of them for nobody but who is waited for. Of those that wait, the blob goes
+// first that has the fewest.
 //
 // What is in the background gets no turn, and pauses if it has one, while one of
-// a higher priority waits, runs or did so just now. Prefetch, which is needed
-// anyway, leaves the line to what is wanted from its first byte to its last: in
-// the round trip before, nobody else would use it.
+// a higher priority at the same registry waits, runs or did so just now. Prefetch,
+// which is needed anyway, leaves the line to what is wanted from its first byte to
+// its last: in the round trip before, nobody else would use it. What is wanted of
+// other registries does not count, since one that is slow would hold up all.
 type queue struct {
 	connections int
 
 	mu      sync.Mutex
 	running [priorities]int
-	hosts   map[string]*load      // of the registries that have turns running
-	blobs   map[*Blob]int         // turns that run
-	comes   [priorities]int       // of those, whose bytes arrive
-	ended   [priorities]time.Time // when the last one did
-	waiting []*turn               // in the order in which they came
-	changed chan struct{}         // closed when turns come or go; nil if nobody looks
+	hosts   map[string]*load // of the registries that have turns running, or had just now
+	blobs   map[*Blob]int    // turns that run
+	waiting []*turn          // in the order in which they came
+	changed chan struct{}    // closed when turns come or go; nil if nobody looks
 }
 
-// A load is the turns of a registry that run, by priority.
-type load [priorities]int
+// A load is the turns of a registry, by priority.
+type load struct {
+	running [priorities]int
+	comes   [priorities]int       // of those, whose bytes arrive
+	ended   [priorities]time.Time // when the last one did
+}
+
+// idle tells whether nothing depends on the load any more.
+func (l *load) idle() bool {
+	for _, at := range l.ended {
+		if time.Since(at) < calm {
+			return false
+		}
+	}
+	return l.running == [priorities]int{}
+}
+
+// load returns that of a registry.
+func (q *queue) load(host string) *load {
+	l := q.hosts[host]
+	if l == nil {
+		maps.DeleteFunc(q.hosts, func(_ string, l *load) bool { return l.idle() })
+		if q.hosts == nil {
+			q.hosts = map[string]*load{}
+		}
+		l = &load{}
+		q.hosts[host] = l
+	}
+	return l
+}
 
 // A turn is the right to one connection, which a stream takes and gives back,
 // time and again.
@@ -95,12 +123,13 @@ func (t *turn) release() {
 	defer q.mu.Unlock()
 	switch {
 	case t.running:
+		host := q.load(t.host)
 		if t.comes {
-			q.comes[t.priority]--
+			host.comes[t.priority]--
 		}
 		t.running, t.comes = false, false
 		q.count(t, -1)
-		q.ended[t.priority] = time.Now()
+		host.ended[t.priority] = time.Now()
 	case t.ready != nil:
 		q.waiting = slices.DeleteFunc(q.waiting, func(w *turn) bool { return w == t })
 		t.ready = nil
@@ -117,7 +146,7 @@ func (t *turn) arrives() {
 	defer q.mu.Unlock()
 	if t.running && !t.comes {
 		t.comes = true
-		q.comes[t.priority]++
+		q.load(t.host).comes[t.priority]++
 		q.admit()
 	}
 }
@@ -137,8 +166,9 @@ func (t *turn) change(to func(Priority) Priority) {
 		return
 	}
 	if t.comes {
-		q.comes[t.priority]--
-		q.comes[p]++
+		host := q.load(t.host)
+		host.comes[t.priority]--
+		host.comes[p]++
 	}
 	if t.running {
 		q.count(t, -1)
@@ -202,7 +232,7 @@ func (q *queue) poll() {
 func (q *queue) above(t *turn) <-chan struct{} {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !q.busyAbove(t.priority) {
+	if !q.busyAbove(t) {
 		return nil
 	}
 	if q.changed == nil {
@@ -228,20 +258,12 @@ func (q *queue) admit() {
 
 // count notes that a turn begins or ends.
 func (q *queue) count(t *turn, by int) {
-	if q.hosts == nil {
-		q.hosts, q.blobs = map[string]*load{}, map[*Blob]int{}
+	if q.blobs == nil {
+		q.blobs = map[*Blob]int{}
 	}
-	host := q.hosts[t.host]
-	if host == nil {
-		host = &load{}
-		q.hosts[t.host] = host
-	}
-	host[t.priority] += by
+	q.load(t.host).running[t.priority] += by
 	q.running[t.priority] += by
 	q.blobs[t.blob] += by
-	if *host == (load{}) {
-		delete(q.hosts, t.host)
-	}
 	if q.blobs[t.blob] == 0 {
 		delete(q.blobs, t.blob)
 	}
@@ -261,10 +283,7 @@ func (q *queue) next() *turn {
 }
 
 func (q *queue) admissible(t *turn) bool {
-	var running load
-	if host := q.hosts[t.host]; host != nil {
-		running = *host
-	}
+	running := q.load(t.host).running
 	low := running[Prefetch] + running[Background]
 	switch {
 	case running[Wanted]+low >= q.connections:
@@ -276,19 +295,21 @@ func (q *queue) admissible(t *turn) bool {
 	case t.priority == Prefetch:
 		return true
 	}
-	return time.Since(t.since) >= patience || !q.busyAbove(t.priority)
+	return time.Since(t.since) >= patience || !q.busyAbove(t)
 }
 
-func (q *queue) busyAbove(p Priority) bool {
-	if p == Prefetch {
-		return q.comes[Wanted] > 0
+// busyAbove tells whether the turn has to give way to others of its registry.
+func (q *queue) busyAbove(t *turn) bool {
+	host := q.load(t.host)
+	if t.priority == Prefetch {
+		return host.comes[Wanted] > 0
 	}
-	for higher := range p {
-		if q.running[higher] > 0 || time.Since(q.ended[higher]) < calm {
+	for higher := range t.priority {
+		if host.running[higher] > 0 || time.Since(host.ended[higher]) < calm {
 			return true
 		}
 	}
-	return slices.ContainsFunc(q.waiting, func(t *turn) bool { return t.priority < p })
+	return slices.ContainsFunc(q.waiting, func(w *turn) bool { return w.host == t.host && w.priority < t.priority })
 }
 
 func (q *queue) counts() (running, waiting [priorities]int) {

@@ -264,7 +264,7 @@ func TestHurry(t *testing.T) {
 		line := &shapedLine{roundTrip: 20 * time.Millisecond, rate: 50e6}
 		h := &inProcess{serve: line.serve}
 		b := NewLine(Options{}).Open(someDigest, source(h.host()))
-		wanted := &turn{queue: &b.line.queue, priority: Wanted}
+		wanted := &turn{queue: &b.line.queue, priority: Wanted, host: "registry.example"}
 		require.NoError(t, wanted.take(t.Context()))
 		defer wanted.release()
 
@@ -386,6 +386,44 @@ func TestBlobsTakeTurns(t *testing.T) {
 	for _, turn := range append(first, other) {
 		turn.release()
 	}
-	require.Empty(t, q.hosts)
+	require.True(t, q.load("").running == [priorities]int{})
 	require.Empty(t, q.blobs)
+}
+
+// What is wanted of a slow registry does not hold up what others bring.
+func TestOtherRegistriesDoNotGiveWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := &shapedLine{roundTrip: 50 * time.Millisecond, rate: 20e3}
+		fast := &shapedLine{roundTrip: 20 * time.Millisecond, rate: 50e6}
+		slowHost, fastHost := (&inProcess{serve: slow.serve}).host(), (&inProcess{serve: fast.serve}).host()
+		fastHost.Host = "fast.example"
+		l := NewLine(Options{})
+		here := l.Open(someDigest, source(fastHost))
+		alone := timeOf(t, here.With(Wanted), 0, 5_000_000)
+		ctx, cancel := context.WithCancel(t.Context())
+		var other sync.WaitGroup
+		other.Go(func() { read(ctx, l.Open(someDigest, source(slowHost)).With(Wanted), 0, 4_000_000) })
+		defer time.Sleep(time.Minute) // in which the registry sees that nobody reads
+		defer other.Wait()
+		defer cancel()
+		time.Sleep(time.Second)
+		require.Equal(t, 1, l.Stats().Running[Wanted])
+		for _, p := range []Priority{Prefetch, Background} {
+			require.Less(t, timeOf(t, here.With(p), 0, 5_000_000), alone+2*calm, p)
+		}
+	})
+}
+
+// The loads of registries that are not read from any more are not kept.
+func TestIdleLoadsAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := &queue{connections: 2}
+		for i := range 10 {
+			turn := &turn{queue: q, host: fmt.Sprint(i)}
+			require.NoError(t, turn.take(t.Context()))
+			turn.release()
+			time.Sleep(calm)
+		}
+		require.Len(t, q.hosts, 1)
+	})
 }

@@ -207,7 +207,7 @@ func TestUnrangedInTheBackground(t *testing.T) {
 			sendBlob(w, r, blob)
 		}}
 		b := NewLine(Options{TempDir: t.TempDir()}).Open(someDigest, source(h.host()))
-		other := &turn{queue: &b.line.queue, priority: Wanted}
+		other := &turn{queue: &b.line.queue, priority: Wanted, host: "registry.example"}
 		require.NoError(t, other.take(t.Context()))
 		defer other.release()
 		var wg sync.WaitGroup
