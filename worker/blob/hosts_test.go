@@ -24,6 +24,17 @@ var (
 // impatient is for reads that must not have to wait.
 var impatient = Options{Deadline: time.Nanosecond}
 
+// The sources of builds that have ended do not pile up at a blob of which nothing
+// is read any more.
+func TestEndedSourcesAreForgotten(t *testing.T) {
+	b := NewLine(Options{}).Open(someDigest)
+	for i := range 20 {
+		ended := i != 7
+		b.Add(Source{Repository: "r", Reader: fmt.Sprint(i), Alive: func() bool { return !ended }})
+	}
+	require.Len(t, b.roster.places, 2, "one that lives, and the last")
+}
+
 // Hosts are asked in their order, the next one when one fails; a mirror that
 // lacks the blob is not asked again for the next range.
 func TestMirrors(t *testing.T) {

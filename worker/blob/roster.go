@@ -47,8 +47,10 @@ type place struct {
 }
 
 // add puts sources in front of those that are there already. Those that are
-// known keep their hosts.
+// known keep their hosts, those whose reader is gone are forgotten: nobody may
+// ever read from a blob that is complete.
 func (r *roster) add(sources []Source) {
+	r.living()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	places, news := make([]*place, 0, len(sources)+len(r.places)), false

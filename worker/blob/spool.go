@@ -171,7 +171,11 @@ func (s *spool) add(body io.Reader, size int64) (int64, error) {
 		return 0, err
 	}
 	if n, err := io.CopyN(io.Discard, body, s.have); err == io.EOF {
-		return 0, &fault{fmt.Sprintf("a blob of %d bytes, of which %d came before", n, s.have)}
+		err := &fault{fmt.Sprintf("a blob of %d bytes, of which %d came before", n, s.have)}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.clear() // it may have been what came before that was wrong
+		return 0, err
 	} else if err != nil {
 		return 0, err
 	}
