@@ -67,6 +67,15 @@ func (e *events) stop(dir string) {
 	_ = unix.FanotifyMark(e.fd, unix.FAN_MARK_FLUSH|unix.FAN_MARK_FILESYSTEM, 0, unix.AT_FDCWD, dir)
 }
 
+// queued returns how many bytes of events wait, 0 if that cannot be told.
+func (e *events) queued() int {
+	n, err := unix.IoctlGetInt(e.fd, unix.TIOCINQ)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // ignore makes the file of an event silent. The mark goes with the inode when
 // the kernel needs the memory; the file then costs another event. An error
 // costs the same.
@@ -103,7 +112,8 @@ func (e *events) next(do func(event)) (more bool, lost int, err error) {
 	return true, lost, nil
 }
 
-// isNoFile tells that opening failed because it is no regular file.
+// isNoFile tells that opening failed because it is a named pipe without a writer,
+// or a device without a driver.
 func isNoFile(err error) bool {
 	return errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV)
 }

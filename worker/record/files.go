@@ -13,6 +13,10 @@ import (
 // files collects the files that events tell of.
 type files struct {
 	seen map[string]file
+	// made are files that the process made, maxMade of them: those count as new
+	// files, and nothing else is known of them.
+	made  map[string]struct{}
+	image *image
 	// started is the start of the recording. What has changed since may not
 	// have been in the image.
 	started time.Time
@@ -21,7 +25,8 @@ type files struct {
 	// the process.
 	elsewhere []string
 
-	init     int // the first process seen, which is the container's first
+	begun    bool // a process was seen
+	init     int  // the first one, the container's; 0 if it is in another pid namespace
 	newest   time.Time
 	overflow bool
 	lost     int
@@ -36,12 +41,12 @@ type file struct {
 	changed bool // since the start
 }
 
-func newFiles(started time.Time) (*files, error) {
+func newFiles(image *image, started time.Time) (*files, error) {
 	fd, err := unix.Open("/proc/self/fd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
-	return &files{seen: map[string]file{}, started: started, descriptors: fd, self: os.Getpid()}, nil
+	return &files{seen: map[string]file{}, made: map[string]struct{}{}, image: image, started: started, descriptors: fd, self: os.Getpid()}, nil
 }
 
 func (f *files) close() { unix.Close(f.descriptors) }
@@ -64,16 +69,37 @@ func (f *files) add(e event) (ignore bool) {
 	if !ok {
 		return false
 	}
-	if f.init == 0 {
-		f.init = e.pid
+	if !f.begun {
+		f.begun, f.init = true, e.pid
 	}
-	if _, ok := f.seen[path]; !ok {
-		f.newest = time.Now()
-		f.seen[path] = file{size: st.Size, changed: f.changed(st)}
-	}
+	f.note(path, st)
 	// The names of one inode are files of their own, and which is read first
 	// may be chance.
 	return st.Nlink == 1
+}
+
+// maxMade bounds the files that the process made and that count as new. It can
+// make any number of them, and a file that is deleted takes no disk.
+const maxMade = 1 << 14
+
+// note keeps a file that is seen for the first time. Of those that the process
+// made it keeps no more than the name, so that memory is bounded by the image.
+func (f *files) note(path string, st unix.Stat_t) {
+	_, seen := f.seen[path]
+	_, made := f.made[path]
+	if seen || made {
+		return
+	}
+	changed := f.changed(st)
+	if changed && !f.image.has(path) {
+		if len(f.made) < maxMade {
+			f.made[path] = struct{}{}
+			f.newest = time.Now()
+		}
+		return
+	}
+	f.seen[path] = file{size: st.Size, changed: changed}
+	f.newest = time.Now()
 }
 
 // path returns the path of the file in the root filesystem. The kernel tells it
@@ -101,31 +127,22 @@ func (f *files) changed(st unix.Stat_t) bool {
 	return time.Unix(st.Ctim.Unix()).After(f.started.Add(-clockSlack))
 }
 
-// deleted is what the kernel adds to the path of a file that is gone by the time
-// its event is read. The file's own count of links does not tell: an overlay
-// answers with that of the layer below.
-const deleted = " (deleted)"
-
 // profile returns the files that the image had, read in the root filesystem that
 // is at root. Files that the process made are left out: their names may be
 // random, and the same reads are to make the same profile.
-func (f *files) profile(root int, im *image, touches *touches) *profile.Profile {
+func (f *files) profile(root int, touches *touches) *profile.Profile {
 	p := &profile.Profile{}
 	for path, seen := range f.seen {
 		file := profile.File{Path: path, Size: seen.size}
 		gone := strings.HasSuffix(path, deleted)
 		if gone || seen.changed || seen.size >= largeFile {
-			st, ok := im.find(path)
-			if !ok && gone {
-				file.Path = strings.TrimSuffix(path, deleted)
-				st, ok = im.find(file.Path)
-			}
+			name, st, ok := f.image.seenAs(path)
 			if !ok {
 				continue
 			}
-			file.Size = st.Size
+			file.Path, file.Size = name, st.Size
 			if touches.knows(st) && !written(root, file.Path, st) {
-				file.Ranges = rangesOf(im, file.Path, st, touches)
+				file.Ranges = rangesOf(f.image, file.Path, st, touches)
 			}
 		}
 		p.Files = append(p.Files, file)

@@ -1,9 +1,11 @@
 package record
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +20,7 @@ func TestProfileOfImage(t *testing.T) {
 	im, err := openImage([]string{top, bottom})
 	check(t, err)
 	defer im.close()
-	f := &files{seen: map[string]file{
+	f := &files{image: im, seen: map[string]file{
 		"old":                {size: 3},
 		"changed":            {size: 1 << 40, changed: true},
 		"made":               {changed: true},
@@ -31,7 +33,7 @@ func TestProfileOfImage(t *testing.T) {
 		"link/passwd":        {changed: true},
 		"../../etc/passwd":   {changed: true},
 	}}
-	p := f.profile(-1, im, nil)
+	p := f.profile(-1, nil)
 	var got []string
 	for _, f := range p.Files {
 		got = append(got, f.Path)
@@ -41,6 +43,70 @@ func TestProfileOfImage(t *testing.T) {
 	}
 	if got, want := find(t, p, "changed").Size, int64(len(top+"/changed")); got != want {
 		t.Errorf("the size of a changed file is %d, want %d, the image's", got, want)
+	}
+}
+
+// A process can make any number of files that take no disk. Of those the daemon
+// remembers a bounded number, and no file of the image less.
+func TestFilesThatTheProcessMakes(t *testing.T) {
+	layer, dir := t.TempDir(), t.TempDir()
+	im, err := openImage([]string{layer})
+	check(t, err)
+	defer im.close()
+	f, err := newFiles(im, time.Now())
+	check(t, err)
+	defer f.close()
+	open := func(name string) event {
+		fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CREAT, 0o644)
+		check(t, err)
+		return event{fd: fd, pid: 1, mask: opened}
+	}
+	e := open(dir + "/made")
+	defer unix.Close(e.fd)
+	last := dir + "/made"
+	for i := range maxMade + 100 {
+		name := fmt.Sprintf("%s/%d", dir, i)
+		check(t, os.Rename(last, name))
+		last = name
+		f.add(e)
+		if i == maxMade {
+			f.newest = time.Time{}
+		}
+	}
+	if len(f.seen) > 0 || len(f.made) != maxMade || !f.newest.IsZero() {
+		t.Errorf("of files that the process made %d are kept, and the names of %d; the newest is of %v", len(f.seen), len(f.made), f.newest)
+	}
+	check(t, os.MkdirAll(layer+dir, 0o755))
+	check(t, os.WriteFile(layer+dir+"/changed", nil, 0o644))
+	changed := open(dir + "/changed")
+	defer unix.Close(changed.fd)
+	f.add(changed)
+	if _, ok := f.seen[dir[1:]+"/changed"]; !ok || f.newest.IsZero() {
+		t.Errorf("a file of the image is missing: %v", f.seen)
+	}
+}
+
+// The kernel tells no pid of a process that is in none of the daemon's pid
+// namespaces.
+func TestProcessOfAnotherNamespace(t *testing.T) {
+	im, err := openImage([]string{t.TempDir()})
+	check(t, err)
+	defer im.close()
+	w := &watch{events: &events{fd: -1}, seen: make(chan struct{})}
+	w.files, err = newFiles(im, time.Now())
+	check(t, err)
+	defer w.files.close()
+	name := t.TempDir() + "/a"
+	check(t, os.WriteFile(name, nil, 0o644))
+	for range 2 {
+		fd, err := unix.Open(name, unix.O_RDONLY, 0)
+		check(t, err)
+		w.take(event{fd: fd, mask: opened})
+	}
+	select {
+	case <-w.seen:
+	default:
+		t.Error("the rules do not begin")
 	}
 }
 

@@ -2,6 +2,7 @@ package record
 
 import (
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -55,6 +56,29 @@ func (im *image) find(path string) (st unix.Stat_t, ok bool) {
 	defer unix.Close(fd)
 	err := unix.Fstat(fd, &st)
 	return st, err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
+}
+
+// deleted is what the kernel adds to the path of a file that is gone by the time
+// its event is read. The file's own count of links does not tell: an overlay
+// answers with that of the layer below.
+const deleted = " (deleted)"
+
+// seenAs finds the file at the path that an event has, and tells its name in the
+// image.
+func (im *image) seenAs(path string) (name string, st unix.Stat_t, ok bool) {
+	if st, ok = im.find(path); ok {
+		return path, st, true
+	}
+	name, gone := strings.CutSuffix(path, deleted)
+	if gone {
+		st, ok = im.find(name)
+	}
+	return name, st, ok
+}
+
+func (im *image) has(path string) bool {
+	_, _, ok := im.seenAs(path)
+	return ok
 }
 
 // devices returns the filesystems of the layers whose files are read through

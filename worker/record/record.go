@@ -38,7 +38,9 @@
 // host's own superblock. A mark there would make events of all that happens on
 // the host, each of them with a descriptor that may be in the way of an unmount
 // elsewhere. A rootless daemon may not mark a superblock, and is not told which
-// process opened what. In both cases the log of the step and a warning say so: a
+// process opened what. A step with --security=insecure may unmount a filesystem
+// that it has mounted from the root filesystem, and an event that waits to be
+// taken would keep that busy. In these cases the log of the step and a warning say so: a
 // step runs as usual, and a workload is not started.
 //
 // Events are lost where the kernel's queue overflows or a file cannot be opened,
@@ -48,8 +50,11 @@
 //
 // # What a workload may do
 //
-// It is stopped with all its children, TERM first and then KILL. It writes to the daemon's disk, and is stopped when little of that is
-// left; what it wrote is deleted as soon as it has ended.
+// It is stopped with all its children, TERM first and then KILL. It writes to the
+// daemon's disk, and is stopped when little of that is left; what it wrote is
+// deleted as soon as it has ended. What the daemon remembers of it is bounded by
+// the files of the image. Where it opens files faster than the daemon takes the
+// events, it is watched no longer and the summary says that events were lost.
 //
 // # Ranges of large files
 //

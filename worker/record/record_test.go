@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/moby/buildkit/executor"
 	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/pb"
 	"golang.org/x/sys/unix"
 )
 
@@ -331,4 +332,49 @@ func TestSideBySide(t *testing.T) {
 	wantPaths(t, p, "a")
 	p, _ = other.result()
 	wantPaths(t, p, "b", "unread")
+}
+
+// TestUnmountsAreNotBusy: an event holds the mount through which its file was
+// opened until the daemon takes it, and a step that may unmount would fail.
+func TestUnmountsAreNotBusy(t *testing.T) {
+	s := newSandbox(t)
+	s.dataFiles()
+	s.meta.SecurityMode = pb.SecurityMode_INSECURE
+	if err := s.run(Options{}, "sh", "-c", "cat /data/a"); err != nil {
+		t.Fatal(err)
+	}
+	p, sum := s.result()
+	if len(p.Files) > 0 || !sum.Incomplete() || !strings.Contains(sum.Reason, "security=insecure") {
+		t.Errorf("%+v, %+v", p, sum)
+	}
+	if !strings.Contains(s.stdout.String(), "content of a") || !strings.Contains(s.stderr.String(), "security=insecure") {
+		t.Errorf("stdout %q, stderr %q", s.stdout.String(), s.stderr.String())
+	}
+}
+
+// A queue that grows faster than the daemon takes events is given up.
+func TestQueueIsBounded(t *testing.T) {
+	s := newSandbox(t)
+	here, err := openRootfs(t.Context(), s)
+	check(t, err)
+	defer here.close(t.Context())
+	w, err := openWatch(here, unlimited, nil)
+	check(t, err)
+	defer w.close()
+	if n := w.events.queued(); n != 0 {
+		t.Fatalf("%d bytes of events in an empty queue", n)
+	}
+	for _, name := range []string{"/bin/busybox", "/etc/passwd"} {
+		fd, err := unix.Open(s.merged+name, unix.O_RDONLY, 0)
+		check(t, err)
+		unix.Close(fd)
+	}
+	if n := w.events.queued(); n != 2*24 {
+		t.Fatalf("%d bytes of two events", n)
+	}
+	w.maxQueued = 24
+	w.begin()
+	if sum := w.stop(); !sum.Overflow {
+		t.Errorf("%+v", sum)
+	}
 }

@@ -19,10 +19,12 @@ const (
 	EndReady  End = "ready"  // the output matched Options.Ready
 	EndDisk   End = "disk"   // what the process wrote left too little of the disk
 	EndStart  End = "start"  // the process could not be started
+	EndWatch  End = "watch"  // the recording failed
 )
 
-// wait returns when the process has exited or a rule holds. The rules begin
-// with the process's first access: what comes before is the runtime's time.
+// wait returns when the process has exited, a rule holds or the recording failed.
+// Period and Idle begin with the process's first access: what comes before is the
+// runtime's time.
 // Signals from outside are passed on meanwhile.
 func (o Options) wait(w *watch, outer <-chan syscall.Signal, signals chan<- syscall.Signal, ready, exited <-chan struct{}) End {
 	var period, idle <-chan time.Time
@@ -43,6 +45,8 @@ func (o Options) wait(w *watch, outer <-chan syscall.Signal, signals chan<- sysc
 			}
 		case <-exited:
 			return EndExit
+		case <-w.ended:
+			return EndWatch
 		case <-ready:
 			return EndReady
 		case <-looks.C:

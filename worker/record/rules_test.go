@@ -62,6 +62,20 @@ func TestWait(t *testing.T) {
 	}
 }
 
+// A recording that fails before the first access ends the workload: no other rule
+// would.
+func TestWaitEndsWithTheWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &watch{root: -1, seen: make(chan struct{}), ended: make(chan struct{})}
+		time.AfterFunc(time.Second, func() { close(w.ended) })
+		exited := make(chan struct{})
+		time.AfterFunc(time.Hour, func() { close(exited) })
+		if end := (Options{Period: time.Second, Idle: time.Second}).wait(w, nil, make(chan syscall.Signal), nil, exited); end != EndWatch {
+			t.Errorf("ended by %s, want %s", end, EndWatch)
+		}
+	})
+}
+
 func TestStop(t *testing.T) {
 	for _, test := range []struct {
 		name    string

@@ -14,6 +14,7 @@ import (
 	"github.com/moby/buildkit/executor"
 	resourcestypes "github.com/moby/buildkit/executor/resources/types"
 	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/pb"
 )
 
 // A run is one marked process.
@@ -32,6 +33,9 @@ func (r run) record(ctx context.Context, root executor.Mount, output executor.Mo
 		return nil, fmt.Errorf("record: root filesystem: %w", err)
 	}
 	defer here.close(ctx)
+	if !r.opts.IgnoreExit && r.process.Meta.SecurityMode == pb.SecurityMode_INSECURE {
+		return r.unrecorded(ctx, root, output, started, errors.New("with --security=insecure it may unmount filesystems, which a recording keeps busy"))
+	}
 	w, err := openWatch(here, unlimited, r.points)
 	if err != nil {
 		return r.unrecorded(ctx, root, output, started, err)

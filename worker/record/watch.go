@@ -22,6 +22,8 @@ type watch struct {
 	touches *touches // likewise
 	huge    uint64   // hugeMappings at the start
 
+	maxQueued int // bytes of events
+
 	wake  int           // an eventfd; written to, it ends collect
 	ended chan struct{} // closed when collect has returned
 	err   error         // of collect, once ended
@@ -39,7 +41,7 @@ func openWatch(root *rootfs, queue uint, points []tracepoint) (_ *watch, err err
 	if err != nil {
 		return nil, err
 	}
-	w := &watch{root: -1, dir: root.dir, wake: -1, ended: make(chan struct{}), seen: make(chan struct{})}
+	w := &watch{root: -1, dir: root.dir, wake: -1, ended: make(chan struct{}), seen: make(chan struct{}), maxQueued: maxQueued}
 	defer func() {
 		if err != nil {
 			w.close()
@@ -54,7 +56,7 @@ func openWatch(root *rootfs, queue uint, points []tracepoint) (_ *watch, err err
 	if w.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return nil, err
 	}
-	if w.files, err = newFiles(time.Now()); err != nil {
+	if w.files, err = newFiles(w.image, time.Now()); err != nil {
 		return nil, err
 	}
 	if w.events, err = openEvents(root.dir, queue); err != nil {
@@ -135,7 +137,7 @@ func (w *watch) completeSamples() {
 // profile returns what was read, after stop. The root filesystem has to be
 // there still.
 func (w *watch) profile() *profile.Profile {
-	return w.files.profile(w.root, w.image, w.touches)
+	return w.files.profile(w.root, w.touches)
 }
 
 func (w *watch) collect() (err error) {
@@ -167,10 +169,25 @@ func (w *watch) collect() (err error) {
 // that the process could have.
 const pause = 2 * time.Millisecond
 
+const (
+	// maxQueued is how many bytes of events may wait, 24 each: 200,000 events.
+	// Each holds a file in the kernel's memory, a deleted one as well. A process
+	// that is so much faster than the daemon is watched no longer.
+	maxQueued = 200_000 * 24
+	// checkEvery is how many batches are taken between two looks, which take
+	// the kernel as long as the queue is.
+	checkEvery = 64
+)
+
 // drain takes what there is. The samples go between the batches of events:
 // their rings are small.
 func (w *watch) drain() error {
-	for more := true; more; {
+	more := true
+	for batches := 0; more; batches++ {
+		if batches%checkEvery == 0 && w.events.queued() > w.maxQueued {
+			w.events.stop(w.dir)
+			w.files.overflow = true
+		}
 		var lost int
 		var err error
 		if more, lost, err = w.events.next(w.take); err != nil {
@@ -188,14 +205,14 @@ func (w *watch) take(e event) {
 	if e.fd >= 0 {
 		defer unix.Close(e.fd)
 	}
-	first := w.files.init == 0
+	first := !w.files.begun
 	if w.files.add(e) {
 		w.events.ignore(e.fd)
 	}
 	if !w.files.newest.IsZero() {
 		w.newest.Store(w.files.newest.UnixNano())
 	}
-	if first && w.files.init != 0 {
+	if first && w.files.begun {
 		w.init.Store(int64(w.files.init))
 		close(w.seen)
 	}
