@@ -30,6 +30,7 @@ type gate struct {
 	redirect bool                         // who asks for parts of blobs
 	fault    atomic.Pointer[http.Handler] // nil lets everything through
 	forward  http.Handler
+	server   *httptest.Server
 
 	mu     sync.Mutex
 	places map[string]place
@@ -56,9 +57,9 @@ func newGate(t *testing.T) *gate {
 		forward: httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: registry(t)}),
 		places:  map[string]place{}, blobs: map[digest.Digest]*fetches{},
 	}
-	srv := httptest.NewServer(g)
-	t.Cleanup(srv.Close)
-	g.address = srv.Listener.Addr().String()
+	g.server = httptest.NewServer(g)
+	t.Cleanup(g.server.Close)
+	g.address = g.server.Listener.Addr().String()
 	logIn(t, shared.logins(), g.address, "builder", "secret")
 	return g
 }

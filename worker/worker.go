@@ -24,8 +24,10 @@ import (
 	"github.com/moby/buildkit/solver/llbsolver/linuxresources"
 	"github.com/moby/buildkit/solver/llbsolver/ops"
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/flightcontrol"
 	bkworker "github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/lazy"
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/record"
@@ -74,6 +76,8 @@ type decorated struct {
 	opt     Options
 	pruning sync.Mutex // held while records are chosen and deleted
 	walks   walks
+
+	conversions flightcontrol.Group[ocispecs.Descriptor]
 }
 
 var _ bkworker.Worker = (*decorated)(nil)
@@ -97,13 +101,20 @@ func newWorker(ctx context.Context, wopt base.WorkerOpt, opt Options) (bkworker.
 	return &decorated{Worker: w, opt: opt}, nil
 }
 
-// Exporter returns BuildKit's exporter, wrapped if so configured.
+// Exporter returns BuildKit's exporter, wrapped if so configured. What wraps it
+// asks the references for layers, too, so that theirs are made below it.
 func (d *decorated) Exporter(name string, sm *session.Manager) (exporter.Exporter, error) {
 	e, err := d.Worker.Exporter(name, sm)
-	if err != nil || d.opt.WrapExporter == nil {
-		return e, err
+	if err != nil {
+		return nil, err
 	}
-	return d.opt.WrapExporter(name, e, d.ContentStore()), nil
+	if d.opt.WrapExporter != nil {
+		e = d.opt.WrapExporter(name, e, d.ContentStore())
+	}
+	if d.opt.layers != nil {
+		e = d.exported(name, e)
+	}
+	return e, nil
 }
 
 // ResolveOp returns BuildKit's operation. File operations, which the daemon does

@@ -78,6 +78,7 @@ var outputs = []string{
 	"compression=estargz,oci-mediatypes=true,estargz-profile=none",
 	"compression=gzip,force-compression=true",
 	"compression=zstd,oci-mediatypes=true",
+	"compression=zstd,force-compression=true,oci-mediatypes=true",
 }
 
 // pushBases pushes an image in each way.
