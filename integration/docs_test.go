@@ -185,9 +185,10 @@ func (r *docsReader) run(t *testing.T, b block) {
 	for line := range strings.Lines(strings.ReplaceAll(b.text, "\\\n", " ")) {
 		switch line = strings.TrimSpace(r.names.Replace(line)); {
 		case line == "" || r.isElsewhere(line):
-		case strings.HasPrefix(line, "buildkitd-esgz "):
+		case strings.HasPrefix(line, "buildkitd-esgz ") && !strings.HasPrefix(line, "buildkitd-esgz inspect "):
 			r.restart(t, strings.Fields(line)[1:]...)
 		default:
+			line = strings.Replace(line, "buildkitd-esgz inspect ", ours+" inspect ", 1)
 			cmd := r.daemon.command(t.Context(), "sh", "-euc", line)
 			cmd.Dir = r.dir
 			cmd.Env = append(cmd.Env, "PATH="+filepath.Join(r.dir, ".docker")+":"+bin+":"+os.Getenv("PATH"))

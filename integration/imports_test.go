@@ -60,6 +60,8 @@ var rules = []rule{
 		reason: "worker, frontend and exporter meet in the daemon only"},
 	{path: "cmd/buildkitd-esgz", imports: []string{"compression/...", "worker/...", "frontend/...", "exporter/...", "cmd/buildkitd-esgz/..."},
 		reason: "the daemon introduces everybody, except to the tests"},
+	{path: "cmd/buildkitd-esgz/inspect", imports: []string{"compression/estargz", "worker/blob"}, never: []string{stockFormat},
+		reason: "what is shown of an image comes from the format and the registry, and takes no daemon"},
 	{path: "integration", imports: []string{"integration/..."},
 		reason: "what judges the daemon shares no code with it"},
 	{path: "hack", imports: []string{"integration/...", "hack/..."},

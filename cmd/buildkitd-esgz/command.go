@@ -11,6 +11,8 @@ import (
 	"github.com/moby/buildkit/util/profiler"
 	"github.com/moby/buildkit/version"
 	"github.com/urfave/cli/v3"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/cmd/buildkitd-esgz/inspect"
 )
 
 // init tells the command line package how to print --version, for which it has
@@ -31,6 +33,8 @@ func newCommand() *cli.Command {
 		Flags:   flagsOf(settings),
 		// Labels and the like may contain commas.
 		DisableSliceFlagSeparator: true,
+		Commands:                  []*cli.Command{inspect.Command()},
+		HideHelpCommand:           true,
 		Action: func(_ context.Context, c *cli.Command) error {
 			return start(appcontext.Context(), c, settings)
 		},
