@@ -86,7 +86,7 @@ func (d *daemon) checkEmpty(ctx context.Context) error {
 // eventually retries, since what nobody uses any more is removed in the
 // background, and what nobody reads is fetched there.
 func (d *daemon) eventually(ctx context.Context, check func() error) (err error) {
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		if err = check(); err == nil {
 			return nil
 		}

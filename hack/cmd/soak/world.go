@@ -85,6 +85,10 @@ type daemon struct {
 	ended chan error
 }
 
+// patience is how long something may take that usually takes a second, on a machine
+// that does much else.
+const patience = time.Minute
+
 const diskSize = 768 << 20
 
 // The daemon gives up soon where it would wait for a registry for minutes, and
@@ -151,7 +155,7 @@ func (d *daemon) start() error {
 	}
 	d.ended = make(chan error, 1)
 	go func() { d.ended <- d.cmd.Wait() }()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for {
 		if _, err = d.client.ListWorkers(ctx); err == nil {
@@ -178,7 +182,7 @@ func (d *daemon) stop() error {
 	case err := <-d.ended:
 		d.cmd = nil
 		return err
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		d.kill()
 		return fmt.Errorf("%s did not end when asked to, and was killed", d.name)
 	}
