@@ -162,9 +162,10 @@ func (d *daemon) readStep(r *rand.Rand, im image) step {
 	}}
 }
 
-// reads is a Dockerfile that makes the sums of files of an image.
+// reads is a Dockerfile that makes the sums of files of an image. Busybox notices a
+// full disk when it copies, and not when it writes sums.
 func (d *daemon) reads(im image, names []string, salt int) string {
-	return fmt.Sprintf("FROM %s/%s AS all\nRUN cd /data && sha256sum %s >/sums # %d\nFROM scratch\nCOPY --from=all /sums /\n",
+	return fmt.Sprintf("FROM %s/%s AS all\nRUN cd /data && sums=$(sha256sum %s) && echo \"$sums\" | cat >/sums # %d\nFROM scratch\nCOPY --from=all /sums /\n",
 		d.gate.address, im.name, strings.Join(names, " "), salt)
 }
 
