@@ -8,10 +8,10 @@ import (
 	"google.golang.org/grpc"
 )
 
-// releaseHeld releases what the error of a build holds. BuildKit gives the error
-// of a checksum that cannot be made a reference to the record that was read, and
-// releases it only if the frontend has seen the error; otherwise the record would
-// be in use, and never be pruned, until the daemon ends.
+// releaseHeld releases what the error of a build holds. If the input of a step cannot
+// be pulled, or no checksum be made of it, BuildKit gives the error a reference to its
+// record, and releases it only if the frontend has seen the error; otherwise the record
+// would be in use, and never be pruned, until the daemon ends.
 func releaseHeld(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	answer, err := handler(ctx, req)
 	var slow *solver.SlowCacheError

@@ -103,8 +103,8 @@ func (w *world) round(ctx context.Context, r *rand.Rand, n int) error {
 	for _, d := range w.daemons {
 		err := d.check(ctx)
 		if errors.Is(err, errInUse) && what.do != nil {
-			// BuildKit keeps the record of a checksum in use that is canceled. That
-			// ends with the daemon.
+			// BuildKit keeps what it was pulling in use, or making a checksum of, if
+			// the build is canceled. That ends with the daemon.
 			log.Printf("%s: restarted: %v", d.name, err)
 			if err = errors.Join(d.stop(), d.start()); err == nil {
 				err = d.check(ctx)
