@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"sync"
 	"time"
 
@@ -21,7 +22,7 @@ func (c *conn) read(r *request, in *fuse.ReadIn) unix.Errno {
 	defer c.reads.end(reading)
 	ctx := context.Background()
 	if !f.layer.Here(n, off, int64(in.Size)) {
-		if f.failures.again(n, off) {
+		if f.failures.again(r.header().Pid, n, off) {
 			return unix.EIO
 		}
 		ctx = c.wait(reading)
@@ -39,15 +40,20 @@ func (c *conn) read(r *request, in *fuse.ReadIn) unix.Errno {
 	case ctx.Err() != nil:
 		return unix.EINTR
 	}
-	f.failures.add(n, off, int64(len(p)))
+	f.failures.add(r.header().Pid, n, off, int64(len(p)))
 	return unix.EIO
 }
 
-// failures remembers the last read that failed. The kernel reads ahead, and
-// when that fails asks for the first page alone, at once. That must not wait
-// for a registry's deadline once more.
+// failures remembers the last read of each thread that failed. The kernel reads
+// ahead, and when that fails asks for the first page alone, at once. That must
+// not wait for a registry's deadline once more. Another thread's read is tried,
+// since it may be of a build with other credentials.
 type failures struct {
-	mu       sync.Mutex
+	mu sync.Mutex
+	of map[uint32]failure // by thread
+}
+
+type failure struct {
 	node     store.Node
 	from, to int64 // bytes of the file
 	until    time.Time
@@ -56,14 +62,20 @@ type failures struct {
 // failureLasts is how long a read that failed is not tried again.
 const failureLasts = time.Second
 
-func (f *failures) add(n store.Node, off, size int64) {
+func (f *failures) add(thread uint32, n store.Node, off, size int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.node, f.from, f.to, f.until = n, off, off+size, time.Now().Add(failureLasts)
+	if f.of == nil {
+		f.of = map[uint32]failure{}
+	}
+	now := time.Now()
+	maps.DeleteFunc(f.of, func(_ uint32, old failure) bool { return now.After(old.until) })
+	f.of[thread] = failure{n, off, off + size, now.Add(failureLasts)}
 }
 
-func (f *failures) again(n store.Node, off int64) bool {
+func (f *failures) again(thread uint32, n store.Node, off int64) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.node == n && f.from <= off && off < f.to && time.Now().Before(f.until)
+	last, ok := f.of[thread]
+	return ok && last.node == n && last.from <= off && off < last.to && time.Now().Before(last.until)
 }

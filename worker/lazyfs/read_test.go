@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -83,6 +84,35 @@ func TestFailure(t *testing.T) {
 		p, err := os.ReadFile(filepath.Join(dir, "file"))
 		return err == nil && string(p) == "content"
 	}, soon, 10*time.Millisecond)
+}
+
+// TestFailureOfAnotherThread reads what has just failed for somebody else, who may
+// have had other credentials.
+func TestFailureOfAnotherThread(t *testing.T) {
+	var gone atomic.Bool
+	layer := layerOf(file("file", "content"))
+	layer.before = func(context.Context, store.Node, int64) error {
+		if gone.Load() {
+			return errors.New("the registry is gone")
+		}
+		return nil
+	}
+	dir := mounted(t, layer, Options{})
+	gone.Store(true)
+	failed := make(chan error)
+	go func() {
+		runtime.LockOSThread() // which ends with the goroutine
+		_, err := os.ReadFile(filepath.Join(dir, "file"))
+		failed <- err
+	}()
+	require.ErrorIs(t, <-failed, unix.EIO)
+	gone.Store(false)
+	go func() {
+		runtime.LockOSThread()
+		_, err := os.ReadFile(filepath.Join(dir, "file"))
+		failed <- err
+	}()
+	require.NoError(t, <-failed)
 }
 
 // TestFailureSparesWhatIsHere reads a part that is here of a range that could not
