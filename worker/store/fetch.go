@@ -21,7 +21,7 @@ import (
 func (r *run) fetch(ctx context.Context, blobs *Blobs) {
 	start := r.layer.offset(r.items)
 	size := r.layer.end(r.items) - start
-	f := &fetcher{layer: r.layer, left: r.items, at: start}
+	f := &fetcher{layer: r.layer, left: r.items, at: start, waiting: r.waiting}
 	if r.priority != wanted {
 		f.cores.SetLimit(runtime.GOMAXPROCS(0))
 	}
@@ -98,7 +98,9 @@ type fetcher struct {
 	at     int64         // in the blob, of the next byte
 	left   []item        // whose bytes did not arrive yet
 	cores  errgroup.Group
-	failed atomic.Pointer[error] // why nothing more can be saved
+
+	waiting context.Context       // the run's
+	failed  atomic.Pointer[error] // why nothing more can be saved
 
 	mu    sync.Mutex
 	wrong []func() // land the items that came corrupt
@@ -120,6 +122,9 @@ func (f *fetcher) all(size int64) error {
 	err := f.member()
 	if s, ok := f.from.(interface{ Relax() }); ok {
 		s.Relax()
+		if s, ok := f.from.(interface{ Hurry() }); ok && f.waiting.Err() != nil {
+			s.Hurry() // somebody waits for what is still to come
+		}
 	}
 	for err == nil && len(f.left) > 0 {
 		if f.wasCorrupt() {

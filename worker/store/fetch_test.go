@@ -390,6 +390,36 @@ func TestRelax(t *testing.T) {
 	require.Less(t, f.relaxed[0], f.read*2/3)
 }
 
+// TestHurryBeforeRelax waits for a file whose range is on its way for another
+// one, which comes first.
+func TestHurryBeforeRelax(t *testing.T) {
+	b := blobOf(t, estargz.Options{}, numbered(10, 3000)...)
+	synctest.Test(t, func(t *testing.T) {
+		l := addedTo(t, openStore(t), b)
+		first, rest := make(chan struct{}), make(chan struct{})
+		f := &fake{data: b.data, window: 1 << 20}
+		f.answer = func(_ context.Context, _ int, p []byte) (io.ReadCloser, error) {
+			n := l.index.chunk(1).Offset
+			return io.NopCloser(io.MultiReader(waiting(first), bytes.NewReader(p[:n]), waiting(rest), bytes.NewReader(p[n:]))), nil
+		}
+		l.Connect(f.all())
+		var readers sync.WaitGroup
+		for _, i := range []int{0, 5} {
+			readers.Go(func() { check(t, l, 3000, i) })
+			synctest.Wait()
+		}
+		_, _, hurried := f.told()
+		require.Equal(t, 1, hurried)
+		close(first)
+		synctest.Wait()
+		require.Len(t, f.relaxed, 1)
+		_, _, hurried = f.told()
+		require.Equal(t, 2, hurried, "again after Relax")
+		close(rest)
+		readers.Wait()
+	})
+}
+
 // waiting is a reader that has nothing, but not at once.
 type waiting chan struct{}
 
