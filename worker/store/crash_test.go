@@ -300,3 +300,28 @@ func TestMarkedTwice(t *testing.T) {
 	require.Equal(t, l.size, l.Stats().Here)
 	require.True(t, l.Complete())
 }
+
+// TestTwinIsNotMarked copies a chunk of another layer that was written in an
+// earlier boot. Whether that layer may show it is left to its own reads, which
+// may be writing to the same place.
+func TestTwinIsNotMarked(t *testing.T) {
+	root := t.TempDir()
+	one := blobOf(t, estargz.Options{}, file("a", text(1, 5000)))
+	two := blobOf(t, estargz.Options{Level: 1}, file("a", text(1, 5000)))
+	s := reopen(t, root, "first")
+	l := addedTo(t, s, one)
+	l.Connect((&fake{data: one.data}).all())
+	require.NoError(t, l.Fill(t.Context()))
+	s.Close()
+
+	s = reopen(t, root, "second")
+	defer s.Close()
+	l, err := s.Layer(one.key)
+	require.NoError(t, err)
+	other := addedTo(t, s, two)
+	got, err := read(other, find(t, other, "a"))
+	require.NoError(t, err)
+	require.Equal(t, text(1, 5000), got)
+	require.False(t, l.present.has(0))
+	require.True(t, l.present.claimed(0))
+}

@@ -59,9 +59,6 @@ func (l *Layer) local(c uint32) (bool, error) {
 		return ok, err
 	}
 	t, ok := l.twinOf(c)
-	if ok && !t.layer.present.has(t.chunk) {
-		ok, _ = t.layer.reclaim(t.chunk)
-	}
 	if !ok {
 		return false, nil
 	}
@@ -80,7 +77,8 @@ func (l *Layer) reclaim(c uint32) (bool, error) {
 	return true, l.mark(c)
 }
 
-// copyOf copies a twin. One that cannot be read is no help.
+// copyOf copies a twin, and verifies what it copies. One that cannot be read is no
+// help. One of an earlier boot is not marked: its own layer may be writing to it.
 func (l *Layer) copyOf(t twin, c uint32) (bool, error) {
 	k := t.layer.index.chunk(t.chunk)
 	from, err := t.layer.place(k.Node, forReading)
