@@ -35,6 +35,21 @@ func TestEndedSourcesAreForgotten(t *testing.T) {
 	require.Len(t, b.roster.places, 2, "one that lives, and the last")
 }
 
+// A host that has failed is asked before one that has sent wrong bytes.
+func TestWrongBytesAreWorseThanFailures(t *testing.T) {
+	one, two := (&inProcess{}).host(), (&inProcess{}).host()
+	two.Host = "two.example"
+	r := &NewLine(Options{}).Open(someDigest, source(one, two)).roster
+	pick := func() *host { return r.pick(func(key) bool { return false }) }
+	wrong := pick()
+	wrong.suspect()
+	wrong.fails()
+	failed := pick()
+	failed.fails()
+	require.Equal(t, "two.example", failed.host)
+	require.Equal(t, failed, pick())
+}
+
 // Hosts are asked in their order, the next one when one fails; a mirror that
 // lacks the blob is not asked again for the next range.
 func TestMirrors(t *testing.T) {

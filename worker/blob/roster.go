@@ -109,7 +109,7 @@ func (r *roster) pick(tried func(key) bool) *host {
 			case tried(h.key):
 			case !h.failedLately():
 				return h
-			case best == nil || h.failed.Load() < best.failed.Load():
+			case best == nil || best.worse(h):
 				best = h
 			}
 		}
@@ -161,6 +161,15 @@ func (p *place) ask(b *Blob) []*host {
 
 // fails puts a host behind the others.
 func (h *host) fails() { h.failed.Store(time.Now().UnixNano()) }
+
+// worse tells whether to ask the host after another one that has failed: if it
+// has sent wrong bytes and the other has not, or else if it has failed later.
+func (h *host) worse(other *host) bool {
+	if wrong := h.distrust.Load(); wrong != other.distrust.Load() {
+		return wrong
+	}
+	return h.failed.Load() > other.failed.Load()
+}
 
 func (h *host) failedLately() bool {
 	at := h.failed.Load()
