@@ -268,3 +268,56 @@ func heap() uint64 {
 type readerAt func(p []byte, off int64) (int, error)
 
 func (f readerAt) ReadAt(p []byte, off int64) (int, error) { return f(p, off) }
+
+// allocated is how many bytes are allocated by a function.
+func allocated(do func()) int64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	do()
+	runtime.ReadMemStats(&after)
+	return int64(after.TotalAlloc - before.TotalAlloc)
+}
+
+// TestSmallBlobOfManyEntries: what a TOC makes a reader allocate is in proportion to
+// the blob, into which it compresses a thousandfold.
+func TestSmallBlobOfManyEntries(t *testing.T) {
+	toc := func(name string, n int) string {
+		return `{"version":1,"entries":[` + strings.Repeat(name+",", n-1) + name + `]}`
+	}
+	honest := writeOf(t, 20_000)
+	most := allocated(func() { open(t, honest) })
+	for name, entry := range map[string]string{
+		"one name": `{"name":"a","type":"fifo"}`,
+		"chunks":   `{"type":"chunk","offset":1}`,
+		"xattrs":   `{"name":"a","type":"fifo","xattrs":{"user.a":"AAAA"}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			blob := withTOC(t, make([]byte, len(honest)/2), toc(entry, 1<<22))
+			if name == "chunks" {
+				blob = withTOC(t, make([]byte, len(honest)/2), `{"version":1,"entries":[{"name":"a","type":"reg"},`+toc(entry, 1<<22)[len(`{"version":1,"entries":[`):])
+			}
+			var err error
+			n := allocated(func() { _, err = estargz.Open(bytes.NewReader(blob), int64(len(blob)), estargz.OpenOptions{}) })
+			require.ErrorContains(t, err, "entries for a layer of")
+			ofItsSize := most * int64(len(blob)) / int64(len(honest))
+			t.Logf("a blob of %d bytes: %d MiB; an honest one of its size: %d MiB", len(blob), n>>20, ofItsSize>>20)
+			require.Less(t, n, ofItsSize+64<<20)
+		})
+	}
+}
+
+// writeOf writes a layer of n empty files.
+func writeOf(t *testing.T, n int) []byte {
+	t.Helper()
+	var entries []tarEntry
+	for i := range n {
+		entries = append(entries, file(fmt.Sprint(i), ""))
+	}
+	blob, _ := write(t, tarOf(t, entries...), estargz.Options{Level: 9})
+	return blob
+}
+
+// TestDensestLayer has as many entries in as few bytes as there can be.
+func TestDensestLayer(t *testing.T) {
+	open(t, writeOf(t, 100_000))
+}

@@ -1,11 +1,26 @@
 package estargz
 
+import "fmt"
+
 // What a tar or a TOC says costs memory when it is read. What follows bounds that
 // by the number of entries, which ordinary layers of as many files need too. A
 // writer has no wider limits than a Reader.
 
 // maxBuilt leaves the landmark of another order a place among maxTOCEntries.
 const maxBuilt = maxTOCEntries - 1
+
+// maxEntries is how many entries a TOC may have behind a payload of so many bytes.
+// The TOC itself compresses a thousandfold, and an entry takes hundreds of bytes of
+// memory. In the payload each entry has a header of the tar, which takes 7 bytes at
+// least: so do 100,000 empty files whose names count up, at level 9.
+func maxEntries(payload int64) int { return int(min(1<<16+payload/3, maxTOCEntries)) }
+
+func checkEntries(n int, payload int64) error {
+	if most := maxEntries(payload); n > most {
+		return fmt.Errorf("more than %d entries for a layer of %d bytes", most, payload)
+	}
+	return nil
+}
 
 // maxImplied is how many directories may have no entry of their own. One path can
 // imply 2,000.

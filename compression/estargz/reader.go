@@ -117,7 +117,7 @@ func (r *Reader) readTOC(section io.Reader, want digest.Digest) error {
 		return err
 	}
 	var text int64
-	r.tocDigest, err = readTOC(toc, func(e *Entry) error {
+	r.tocDigest, err = readTOC(toc, r.payload, func(e *Entry) error {
 		if text += textOf(e); text > maxText(len(r.entries)+1) {
 			return fmt.Errorf("names and xattrs up to it have %d bytes, more than %d for %d entries", text, maxText(len(r.entries)+1), len(r.entries)+1)
 		}

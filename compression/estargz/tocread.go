@@ -44,16 +44,16 @@ func (t *tailReader) ReadAt(p []byte, off int64) (int, error) {
 
 // ReadTOC reads the TOC that r starts with and hands out its entries in their
 // order, names cleaned, each checked for itself: not against the others, and
-// not against the blob. Of all the entries one is in memory at a time, and it
-// is the caller's until each returns.
+// not against the blob, of which payload bytes are in front of the TOC. Of all the
+// entries one is in memory at a time, and it is the caller's until each returns.
 //
 // Whether the TOC has the digest that is wanted is known at the end. What each
 // did until then must not count when ReadTOC returns an error.
-func ReadTOC(r io.Reader, want digest.Digest, each func(*Entry) error) error {
+func ReadTOC(r io.Reader, payload int64, want digest.Digest, each func(*Entry) error) error {
 	var got digest.Digest
 	toc, _, err := openTOC(r)
 	if err == nil {
-		got, err = readTOC(toc, each)
+		got, err = readTOC(toc, payload, each)
 	}
 	if err == nil && got != want {
 		err = fmt.Errorf("its digest is %s, want %s", got, want)
@@ -65,11 +65,16 @@ func ReadTOC(r io.Reader, want digest.Digest, each func(*Entry) error) error {
 }
 
 // readTOC decodes a TOC and returns its digest.
-func readTOC(json io.Reader, each func(*Entry) error) (digest.Digest, error) {
+func readTOC(json io.Reader, payload int64, each func(*Entry) error) (digest.Digest, error) {
 	sum := sha256.New()
 	toc := io.TeeReader(json, sum)
 	var file string // that chunks continue
+	n := 0
 	if err := decodeTOC(toc, func(e *Entry) error {
+		n++
+		if err := checkEntries(n, payload); err != nil {
+			return err
+		}
 		if err := e.clean(&file); err != nil {
 			return err
 		}

@@ -231,6 +231,9 @@ func (o *output) writeBlob(ctx context.Context, in <-chan *batch, buffers *buffe
 
 // finish writes the TOC and the footer.
 func (o *output) finish(entries []*Entry) (*Info, error) {
+	if err := checkEntries(len(entries), o.blob.n); err != nil {
+		return nil, err // a Reader refuses it
+	}
 	toc, err := encodeTOC(entries)
 	if err != nil {
 		return nil, err

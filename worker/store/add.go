@@ -59,7 +59,7 @@ func (s *Store) addIn(ctx context.Context, dir string, key Key, size int64, tail
 		return s.add(ctx, dir, key, at, toc)
 	})
 	if there {
-		return readTOC(ctx, key, toc, func(*estargz.Entry) error { return nil })
+		return readTOC(ctx, key, at, toc, func(*estargz.Entry) error { return nil })
 	}
 	return err
 }
@@ -126,7 +126,7 @@ func (s *Store) build(ctx context.Context, key Key, payload int64, toc io.Reader
 	}
 	defer s.building.Release(1)
 	b := newBuilder(payload, s.large)
-	if err := readTOC(ctx, key, toc, b.add); err != nil {
+	if err := readTOC(ctx, key, payload, toc, b.add); err != nil {
 		return nil, err
 	}
 	x, err := b.finish()
@@ -136,8 +136,8 @@ func (s *Store) build(ctx context.Context, key Key, payload int64, toc io.Reader
 	return x, nil
 }
 
-func readTOC(ctx context.Context, key Key, toc io.Reader, each func(*estargz.Entry) error) error {
-	return estargz.ReadTOC(toc, key.TOC, func(e *estargz.Entry) error {
+func readTOC(ctx context.Context, key Key, payload int64, toc io.Reader, each func(*estargz.Entry) error) error {
+	return estargz.ReadTOC(toc, payload, key.TOC, func(e *estargz.Entry) error {
 		if err := each(e); err != nil {
 			return err
 		}

@@ -100,6 +100,7 @@ func TestHostileTOCsAreRefused(t *testing.T) {
 		"negative inner offset":  {reg(`"size":1,"offset":1,"innerOffset":-5`), "inner offset -5"},
 		"absurd inner offset":    {reg(`"size":1,"offset":1,"innerOffset":9223372036854775807`), "inner offset 9223372036854775807"},
 		"overlapping in member":  {reg(`"size":9,"offset":1,"innerOffset":4`) + "," + reg(`"size":1,"offset":1,"innerOffset":12`), "inner offset 12: want no less than 13"},
+		"many in few bytes":      {strings.Repeat(`{"name":"a","type":"fifo"},`, 100_000) + `{"name":"a","type":"fifo"}`, "entries for a layer of"},
 		"absurd size":            {reg(`"size":9223372036854775807,"offset":1`), "a chunk of 9223372036854775807 bytes, more than"},
 		"more than deflate has":  {reg(`"size":60000000,"offset":1`), "more than deflate can hold"},
 		"gap between chunks":     {reg(`"size":10,"offset":1,"chunkSize":2`) + `,{"type":"chunk","offset":2,"chunkOffset":3}`, "a chunk of 8 bytes at 3, want one at 2 of 10"},
@@ -220,7 +221,7 @@ func TestMillionEntries(t *testing.T) {
 		fmt.Fprintf(&toc, `,{"name":"%x/%x/file","type":"reg","size":1,"offset":0,"innerOffset":%d,"chunkDigest":"sha256:%064x"}`, i%1000, i, i, i)
 	}
 	toc.WriteString("]}")
-	b := withTOC(t, make([]byte, n/1000), &toc, int64(toc.Len()))
+	b := withTOC(t, make([]byte, 3*n), &toc, int64(toc.Len()))
 	s := openStore(t)
 	runtime.GC()
 	before := memory()
