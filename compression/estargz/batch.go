@@ -61,9 +61,8 @@ func (b *batch) digestChunks() {
 	}
 }
 
-// place fills in where the members stand in the blob, the first at offset, and
-// returns where the next one stands.
-func (b *batch) place(offset int64) int64 {
+// place fills in where the members stand in the blob, the first at offset.
+func (b *batch) place(offset int64) {
 	for _, m := range b.members {
 		for _, c := range m.chunks {
 			c.entry.Offset = offset
@@ -71,7 +70,6 @@ func (b *batch) place(offset int64) int64 {
 		}
 		offset += int64(m.size)
 	}
-	return offset
 }
 
 func digestOf(p []byte) digest.Digest {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"runtime"
@@ -206,6 +207,20 @@ func TestOpenRefusesWhatNoWriterMakes(t *testing.T) {
 		_, err := estargz.Open(bytes.NewReader(blob), int64(len(blob)), estargz.OpenOptions{})
 		require.ErrorContains(t, err, want)
 	}
+}
+
+// TestWriteStopsAtFullDisk: a destination that fails ends the writer at once,
+// not when its input ends.
+func TestWriteStopsAtFullDisk(t *testing.T) {
+	const size = 512 << 20
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	require.NoError(t, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "a", Size: size}))
+	read := &readCounter{r: io.MultiReader(&b, &repeated{p: make([]byte, 1<<20), times: size >> 20}, bytes.NewReader(make([]byte, 1024)))}
+	full := errors.New("no space left on device")
+	_, err := estargz.Write(context.Background(), writerFunc(func([]byte) (int, error) { return 0, full }), read, estargz.Options{Level: 1, Pool: estargz.NewPool(1, 32<<20)})
+	require.ErrorIs(t, err, full)
+	require.Less(t, read.n, 64<<20)
 }
 
 // TestReorderHoldsNoBlob: what the TOC does not name is neither read whole nor

@@ -9,6 +9,7 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/gzip"
@@ -106,4 +107,19 @@ func TestReorderRefusesFilesBehindTOC(t *testing.T) {
 			require.ErrorContains(t, err, "files stand behind the TOC", behind)
 		}
 	}
+}
+
+// TestReorderVerifiesWhatItLeavesOut: the headers behind an old landmark are kept,
+// its contents are not, and the checksum is of both.
+func TestReorderVerifiesWhatItLeavesOut(t *testing.T) {
+	stored := estargz.Options{Level: estargz.NoCompression}
+	z := file("z", "abc")
+	z.ModTime = time.Unix(0o1234567, 0)
+	plain, _ := write(t, tarOf(t, file("x", "abc"), z), stored)
+	blob, _ := reorder(t, plain, []string{"x"}, stored)
+	at := bytes.LastIndex(blob, []byte("1234567\x00"))
+	copy(blob[at:], "7654321") // the sum of the header stays as it was
+	_, err := estargz.Reorder(context.Background(), io.Discard, open(t, blob), []string{"z"}, stored)
+	require.ErrorContains(t, err, "member at")
+	require.ErrorContains(t, err, "checksum")
 }

@@ -26,21 +26,21 @@ type file struct {
 // to be inferred.
 func (r *Reader) index() error {
 	r.files = map[string]*file{"": {entry: &Entry{Type: TypeDir, Mode: implicitMode}, links: 2}}
-	r.indexFiles()
+	files := r.indexFiles()
 	if err := r.indexMembers(); err != nil {
 		return err
 	}
-	for name, f := range r.files {
+	for _, f := range files {
 		if err := f.checkChunks(); err != nil {
-			return fmt.Errorf("file %q: %w", name, err)
+			return fmt.Errorf("file %q: %w", f.entry.Name, err)
 		}
 	}
 	return r.indexTree()
 }
 
 // indexFiles finds the file of each name and the chunks of each file. The last
-// of several entries with one name counts.
-func (r *Reader) indexFiles() {
+// of several entries with one name counts. It returns the others as well.
+func (r *Reader) indexFiles() (all []*file) {
 	var last *file
 	for _, e := range r.entries {
 		if e.Type == TypeChunk {
@@ -52,7 +52,9 @@ func (r *Reader) indexFiles() {
 			last.chunks = []*Entry{e}
 		}
 		r.files[e.Name] = last
+		all = append(all, last)
 	}
+	return all
 }
 
 // indexMembers finds where the gzip member of each chunk ends: where the next

@@ -59,6 +59,8 @@ type oldMember struct {
 	// start; zero when it cannot be cut. final says that nothing can follow.
 	cut   int
 	final bool
+
+	kept bool // its contents are in the new blob
 }
 
 // members finds the members and reads their headers. They are not reusable

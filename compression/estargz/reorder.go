@@ -54,7 +54,10 @@ func Reorder(ctx context.Context, w io.Writer, src *Reader, order []string, opts
 	}
 	if err := o.run(ctx, func(next func(int) (*batch, error), submit func(*batch)) error {
 		r.next, r.submit = next, submit
-		return r.reorder(order)
+		if err := r.reorder(order); err != nil {
+			return err
+		}
+		return r.verifyOthers(ctx)
 	}); err != nil {
 		return nil, err
 	}
@@ -204,6 +207,7 @@ func (r *reorderer) landmark(name string) error {
 // chunk appends a member with the contents of an old one.
 func (r *reorderer) chunk(e *Entry) error {
 	old := r.members.at[e.Offset]
+	old.kept = true
 	size := int(old.contents)
 	m, err := r.member(size, tailRoom)
 	if err != nil {
@@ -246,6 +250,25 @@ func (r *reorderer) heads(p []byte) error {
 		b.tar = append(b.tar, p[:n]...)
 		b.members[len(b.members)-1].end = len(b.tar)
 		p = p[n:]
+	}
+	return nil
+}
+
+// verifyOthers verifies the members whose contents are in no batch: an old
+// landmark's, and those of files that later ones replace. Their headers are.
+func (r *reorderer) verifyOthers(ctx context.Context) error {
+	for _, m := range r.members.all {
+		if m.cut == 0 || m.kept {
+			continue // inflate or restore does it
+		}
+		in := &stoppable{r: io.NewSectionReader(m.blob, m.start, m.end-m.start), stopped: ctx.Err}
+		z, err := gzip.NewReader(in)
+		if err == nil {
+			_, err = io.Copy(io.Discard, z)
+		}
+		if err != nil {
+			return fmt.Errorf("estargz: member at %d: %w", m.start, noEOF(err))
+		}
 	}
 	return nil
 }

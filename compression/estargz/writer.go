@@ -150,7 +150,17 @@ func (o *output) run(ctx context.Context, produce func(next func(int) (*batch, e
 			})
 	})
 	eg.Go(func() error { return o.hashTar(ctx, toHash, buffers) })
-	eg.Go(func() error { return o.writeBlob(ctx, toBlob, buffers) })
+	eg.Go(func() error {
+		// Whoever submits must not wait for a writer that has stopped.
+		defer eg.Go(func() error {
+			for b := range toBlob {
+				<-b.compressed
+				buffers.put(b)
+			}
+			return nil
+		})
+		return o.writeBlob(ctx, toBlob, buffers)
+	})
 
 	err := eg.Wait()
 	buffers.close()
@@ -173,7 +183,8 @@ func (o *output) compress(ctx context.Context, b *batch) error {
 	return err
 }
 
-// hashTar goes on taking batches after ctx is done, as writeBlob does.
+// hashTar goes on taking batches after ctx is done, so that whoever submits them
+// does not wait.
 func (o *output) hashTar(ctx context.Context, in <-chan *batch, buffers *buffers) (err error) {
 	file := sha256.New()
 	for b := range in {
@@ -210,13 +221,10 @@ func hashFile(h hash.Hash, p []byte, c chunk) {
 	}
 }
 
-// writeBlob goes on taking batches after an error, so that nobody waits for it
-// in vain.
-func (o *output) writeBlob(ctx context.Context, in <-chan *batch, buffers *buffers) (err error) {
+// writeBlob writes batches until an error.
+func (o *output) writeBlob(ctx context.Context, in <-chan *batch, buffers *buffers) error {
 	for b := range in {
-		if e := <-b.compressed; err == nil {
-			err = e
-		}
+		err := <-b.compressed
 		if err == nil {
 			err = ctx.Err()
 		}
@@ -225,8 +233,11 @@ func (o *output) writeBlob(ctx context.Context, in <-chan *batch, buffers *buffe
 			_, err = o.blob.Write(b.blob)
 		}
 		buffers.put(b)
+		if err != nil {
+			return err
+		}
 	}
-	return err
+	return nil
 }
 
 // finish writes the TOC and the footer.
