@@ -158,17 +158,21 @@ func (l *Layers) Fetch(ctx context.Context, id string) (err error) {
 // have shown that they have the layer.
 func (l *Layers) fetch(ctx context.Context, key store.Key, sources []blob.Source) error {
 	b := l.line.Open(key.Blob, sources...)
-	tail, size, err := l.ahead.take(ctx, key.Blob, sources)
+	tail, size, own, err := l.ahead.take(ctx, key.Blob, sources)
 	if err == nil && tail == nil {
 		tail, size, err = b.Tail(ctx, tailSize)
 	}
 	if err == nil {
 		err = l.add(ctx, key, b, tail, size)
 	}
-	if err == nil {
-		l.access.served(idOf(key), sources)
+	if err != nil {
+		return err
 	}
-	return err
+	l.access.served(idOf(key), sources)
+	if !own {
+		return l.prove(ctx, key, sources)
+	}
+	return nil
 }
 
 // fetchFrom is fetch for sources that have shown it.

@@ -248,3 +248,25 @@ func TestFetchBelow(t *testing.T) {
 	require.Error(t, l.Fetch(WithLabels(t.Context(), called(hasNot, above, toc, "b")), id))
 	require.NoError(t, l.Fetch(WithLabels(t.Context(), called(has, above, toc, "b")), id), "the image's repository is as good a guess")
 }
+
+// Who takes what was fetched ahead with the credentials of another has to show his.
+func TestLookaheadNeedsCredentials(t *testing.T) {
+	p := servePrivate(t, 3)
+	l := p.open(t, Config{})
+	p.set("right", true, true)
+	p.set("wrong", false, true)
+	d := digest.FromBytes(p.blob)
+	for _, session := range []string{"wrong", "right"} {
+		sources := l.places(p.labels("right"))
+		l.ahead.start(l.line, d, sources)
+		l.ahead.mu.Lock()
+		tail := l.ahead.tails[tailOf(d, sources)]
+		l.ahead.mu.Unlock()
+		<-tail.done
+		before := p.answered("right")
+		err := p.fetch(t, l, session)
+		require.Equal(t, session == "right", err == nil, session)
+		require.Equal(t, before, p.answered("right"))
+		require.NoError(t, l.Remove(d.String()+"@"+p.toc.String()))
+	}
+}

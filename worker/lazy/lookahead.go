@@ -33,8 +33,8 @@ const (
 
 // lookahead fetches the ends of blobs, with their TOCs, before they are asked
 // for. BuildKit prepares one layer after the other, and tells with the first which
-// will follow. What one build fetches ahead is for nobody else. It is safe for
-// concurrent use.
+// will follow. What one build fetches ahead others may take that have the blob
+// from the same repositories. It is safe for concurrent use.
 type lookahead struct {
 	ctx   context.Context // ends with the daemon
 	close context.CancelFunc
@@ -46,6 +46,7 @@ type lookahead struct {
 
 type tail struct {
 	done  chan struct{}
+	of    string // the readers with whose credentials it came
 	bytes []byte
 	size  int64 // of the blob
 	err   error
@@ -57,18 +58,25 @@ func newLookahead() *lookahead {
 	return &lookahead{ctx: ctx, close: cancel, tails: map[string]*tail{}, room: aheadSize}
 }
 
-// tailOf names the end of a blob that some sources have.
+// tailOf names the end of a blob that some sources have, whoever reads them.
 func tailOf(d digest.Digest, sources []blob.Source) string {
 	name := d.String()
 	for _, s := range sources {
-		name += fmt.Sprintf(" %q %q %q %q", s.Registry, s.Repository, s.Reader, s.Digest)
+		name += fmt.Sprintf(" %q %q %q", s.Registry, s.Repository, s.Digest)
 	}
 	return name
 }
 
+func readersOf(sources []blob.Source) (names string) {
+	for _, s := range sources {
+		names += fmt.Sprintf(" %q", s.Reader)
+	}
+	return names
+}
+
 // start fetches the end of a blob, unless somebody does or there is no room.
 func (a *lookahead) start(line *blob.Line, d digest.Digest, sources []blob.Source) {
-	name, t := tailOf(d, sources), &tail{done: make(chan struct{})}
+	name, t := tailOf(d, sources), &tail{done: make(chan struct{}), of: readersOf(sources)}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.tails[name] != nil || !a.occupy(t, tailSize) {
@@ -121,26 +129,37 @@ func (a *lookahead) forget(name string, t *tail) {
 	}
 }
 
+// othersTail is how long a build waits for what another one fetches ahead. The
+// credentials of that one may be long in coming.
+const othersTail = time.Second
+
 // take returns the end of a blob, or nil if it was not fetched ahead. One that
-// could not be gets another try from whoever asks for it.
-func (a *lookahead) take(ctx context.Context, d digest.Digest, sources []blob.Source) ([]byte, int64, error) {
+// could not be gets another try from whoever asks for it. Own is whether it came
+// with the credentials of these sources.
+func (a *lookahead) take(ctx context.Context, d digest.Digest, sources []blob.Source) (bytes []byte, size int64, own bool, err error) {
 	name := tailOf(d, sources)
 	a.mu.Lock()
 	t := a.tails[name]
 	a.mu.Unlock()
 	if t == nil {
-		return nil, 0, nil
+		return nil, 0, true, nil
+	}
+	var enough <-chan time.Time
+	if own = t.of == readersOf(sources); !own {
+		enough = time.After(othersTail)
 	}
 	select {
 	case <-t.done:
+	case <-enough:
+		return nil, 0, true, nil
 	case <-ctx.Done():
-		return nil, 0, context.Cause(ctx)
+		return nil, 0, own, context.Cause(ctx)
 	}
 	a.forget(name, t)
 	if t.err != nil {
-		return nil, 0, nil
+		return nil, 0, true, nil
 	}
-	return t.bytes, t.size, nil
+	return t.bytes, t.size, own, nil
 }
 
 // fetchTOC returns the end of a blob, with all of the TOC unless that is very

@@ -129,10 +129,11 @@ func TestLookaheadHasRoom(t *testing.T) {
 	require.Equal(t, tailSize, len(start(d).bytes), "no room for the rest of the TOC")
 	require.Zero(t, left())
 	require.Nil(t, start("sha256:b"))
-	p, size, err := a.take(t.Context(), d, sources)
+	p, size, own, err := a.take(t.Context(), d, sources)
 	require.NoError(t, err)
 	require.Equal(t, large[len(large)-tailSize:], p)
 	require.EqualValues(t, len(large), size)
+	require.True(t, own)
 	require.EqualValues(t, tailSize, left())
 	a.room += tocAhead
 	require.Greater(t, len(start(d).bytes), tailSize)
@@ -140,7 +141,7 @@ func TestLookaheadHasRoom(t *testing.T) {
 	a.forget(tailOf("sha256:a", sources), a.tails[tailOf("sha256:a", sources)])
 	require.EqualValues(t, tailSize+int64(len(small))+tocAhead, left())
 	require.Empty(t, a.tails)
-	p, _, err = a.take(t.Context(), d, sources)
+	p, _, _, err = a.take(t.Context(), d, sources)
 	require.NoError(t, err)
 	require.Nil(t, p)
 }
