@@ -139,7 +139,7 @@ func (m *oldMember) readHeads(ctx context.Context, room *headRoom) error {
 	m.sum = binary.LittleEndian.Uint32(trailer)
 	size := int64(binary.LittleEndian.Uint32(trailer[4:]))
 	if bytes.Equal(p[:gzipHeaderSize], gzipHeader[:]) && m.contents > 0 && size >= m.contents {
-		if m.findCut(p[:len(p)-gzipTrailerSize], size-m.contents, room) {
+		if m.findCut(p, size-m.contents, room) {
 			return nil
 		}
 	}
@@ -161,11 +161,12 @@ const (
 	minCutSize = 64 << 10
 )
 
-// findCut finds the boundary behind the contents, with heads of that size
-// behind it. Bytes that look like one and are not do not decompress to the
+// findCut finds the boundary behind the contents in a member, with heads of that
+// size behind it. Bytes that look like one and are not do not decompress to the
 // right size; and the checksum is yet to be verified. A member that takes too
 // long to search has none: its contents are compressed again.
-func (m *oldMember) findCut(p []byte, heads int64, room *headRoom) (found bool) {
+func (m *oldMember) findCut(member []byte, heads int64, room *headRoom) (found bool) {
+	p := member[:len(member)-gzipTrailerSize]
 	if heads > maxHeads || bytes.Contains(p[1:], gzipHeader[:]) {
 		return false // several members, and the size is of the last
 	}
@@ -190,7 +191,7 @@ func (m *oldMember) findCut(p []byte, heads int64, room *headRoom) (found bool) 
 			return false
 		}
 		cut := i + len(syncMarker)
-		n, ok := inflateHeads(p[cut:], out)
+		n, ok := inflateHeads(member[cut:], out)
 		if ok && short(cut) {
 			m.cut, m.heads = cut, out
 			return true
@@ -201,8 +202,11 @@ func (m *oldMember) findCut(p []byte, heads int64, room *headRoom) (found bool) 
 	return false
 }
 
-// inflateHeads decompresses p into out, and says whether all of it is a stream
-// of as many bytes.
+// inflateHeads decompresses p into out, and says whether all of it but a gzip
+// trailer is a stream of as many bytes.
+//
+// The trailer has to be there. The decompressor takes some streams for whole
+// that lack a few bits at the end of its input.
 func inflateHeads(p, out []byte) (n int, ok bool) {
 	r := bytes.NewReader(p)
 	z := getInflater(r)
@@ -211,7 +215,7 @@ func inflateHeads(p, out []byte) (n int, ok bool) {
 		return n, false
 	}
 	more, err := io.ReadFull(z, make([]byte, 1))
-	return len(out) + more, err == io.EOF && r.Len() == 0
+	return len(out) + more, err == io.EOF && r.Len() == gzipTrailerSize
 }
 
 // errManyHeads is no error of the blob: a file that a later one replaces is in

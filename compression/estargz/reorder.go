@@ -304,7 +304,7 @@ func (old *oldMember) restore(m *member, tar []byte) error {
 	if old.cut > 0 {
 		size = int64(old.cut)
 	}
-	p := make([]byte, size)
+	p := make([]byte, size, size+int64(len(emptyFinalBlock)+gzipTrailerSize)) // decompressCut appends these
 	if _, err := old.blob.ReadAt(p, old.start); err != nil {
 		return fmt.Errorf("estargz: member at %d: %w", old.start, noEOF(err))
 	}
@@ -342,13 +342,13 @@ func (old *oldMember) decompressCut(to, member []byte) error {
 	if !old.final {
 		p = append(p, emptyFinalBlock...)
 	}
-	in := bytes.NewReader(p)
+	in := bytes.NewReader(append(p, make([]byte, gzipTrailerSize)...)) // see inflateHeads
 	z := getInflater(in)
 	defer inflaters.Put(z)
 	if _, err := io.ReadFull(z, to); err != nil {
 		return err
 	}
-	if n, err := z.Read(make([]byte, 1)); n > 0 || err != io.EOF || in.Len() > 0 {
+	if n, err := z.Read(make([]byte, 1)); n > 0 || err != io.EOF || in.Len() != gzipTrailerSize {
 		return errors.New("there is more before the boundary than the contents")
 	}
 	return nil
