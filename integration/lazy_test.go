@@ -297,6 +297,48 @@ func TestLazyFaults(t *testing.T) {
 	})
 }
 
+// A step's error tells why the layers that it uses could not be read, and nothing
+// of another build's.
+func TestLazyErrorIsOwn(t *testing.T) {
+	needs(t)
+	refused, name := newGate(t), pushLazy(t)
+	waits, other := newGate(t), repositoryName(t)+":other"
+	d := startLazy(t, onDemand)
+	d.build(t, writeFiles(t, map[string]string{"Dockerfile": "FROM " + busybox(t) + "\nRUN hardfiles random /other 12000000 3\n"}),
+		"--output", estargz(registry(t)+"/"+other))
+	d.build(t, upon(t, refused.address+"/"+name, "true"))
+	d.build(t, upon(t, waits.address+"/"+other, "true"))
+	reads, goOn := make(chan struct{}, 100), make(chan struct{})
+	waits.do(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Range") != "bytes=0-0" {
+			reads <- struct{}{}
+			<-goOn
+		}
+		waits.forward.ServeHTTP(w, r)
+	})
+	refused.do(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Range") == "bytes=0-0" {
+			refused.forward.ServeHTTP(w, r)
+			return
+		}
+		refused.status(http.StatusForbidden)(w, r)
+	})
+	built := make(chan error, 1)
+	dir := upon(t, waits.address+"/"+other, "cat /other >/dev/null; false")
+	go func() {
+		_, err := d.tryBuild(t, dir)
+		built <- err
+	}()
+	<-reads
+	_, err := d.tryBuild(t, upon(t, refused.address+"/"+name, "cat /two >/dev/null"))
+	require.ErrorContains(t, err, refused.address+": 403")
+	require.NotContains(t, err.Error(), waits.address)
+	close(goOn)
+	err = <-built
+	require.ErrorContains(t, err, "exit code: 1")
+	require.NotContains(t, err.Error(), refused.address)
+}
+
 // Many builds at once upon one base finish, and fetch nothing twice.
 func TestLazyManyBuilds(t *testing.T) {
 	needs(t)

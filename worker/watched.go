@@ -2,15 +2,21 @@ package worker
 
 import (
 	"context"
+	"slices"
+	"sync"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/executor/resources/types"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/bklog"
+	bkworker "github.com/moby/buildkit/worker"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/lazy"
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/record"
 )
 
 // watchedExecutor shows the lazy layers that a process reads in the progress of
@@ -21,9 +27,79 @@ type watchedExecutor struct {
 }
 
 func (e *watchedExecutor) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (types.Recorder, error) {
-	end := e.layers.Watch(ctx)
+	u := &used{layers: e.layers, blobs: map[digest.Digest]bool{}}
+	root = u.watch(root)
+	mounts = slices.Clone(mounts)
+	for i, m := range mounts {
+		mounts[i] = u.watch(m)
+	}
+	end := e.layers.Watch(ctx, u.has)
 	recorder, err := e.Executor.Run(ctx, id, root, mounts, process, started)
 	return recorder, end(err)
+}
+
+// used are the blobs of the lazy layers that an executor has mounted. It is safe
+// for concurrent use.
+type used struct {
+	layers *lazy.Layers
+
+	mu    sync.Mutex
+	blobs map[digest.Digest]bool
+}
+
+func (u *used) has(blob digest.Digest) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.blobs[blob]
+}
+
+func (u *used) add(m mount.Mount) {
+	dirs, err := record.LayersOf(m)
+	if err != nil {
+		bklog.L.WithError(err).Debugf("which lazy layers are mounted from %s is not known", m.Source)
+	}
+	for _, dir := range dirs {
+		if blob, ok := u.layers.At(dir); ok {
+			u.mu.Lock()
+			u.blobs[blob] = true
+			u.mu.Unlock()
+		}
+	}
+}
+
+func (u *used) watch(m executor.Mount) executor.Mount {
+	if m.Src != nil {
+		m.Src = &watchedMountable{m.Src, u}
+	}
+	return m
+}
+
+// A watchedMountable tells what is mounted. An executor is not told which snapshots
+// its mounts are of, so that their options have to say it.
+type watchedMountable struct {
+	executor.Mountable
+	used *used
+}
+
+func (m *watchedMountable) Mount(ctx context.Context, readonly bool) (executor.MountableRef, error) {
+	ref, err := m.Mountable.Mount(ctx, readonly)
+	if err != nil {
+		return nil, err
+	}
+	return &watchedRef{ref, m.used}, nil
+}
+
+type watchedRef struct {
+	executor.MountableRef
+	used *used
+}
+
+func (r *watchedRef) Mount() ([]mount.Mount, func() error, error) {
+	mounts, release, err := r.MountableRef.Mount()
+	for _, m := range mounts {
+		r.used.add(m)
+	}
+	return mounts, release, err
 }
 
 // watched returns e, watched if there are lazy layers to read.
@@ -41,7 +117,7 @@ type watchedOp struct {
 }
 
 func (o *watchedOp) Exec(ctx context.Context, job solver.JobContext, inputs []solver.Result) ([]solver.Result, error) {
-	end := o.layers.Watch(ctx)
+	end := o.layers.Watch(ctx, usedBy(inputs...))
 	outputs, err := o.Op.Exec(ctx, job, inputs)
 	return outputs, end(err)
 }
@@ -55,13 +131,24 @@ func (o *watchedOp) CacheMap(ctx context.Context, job solver.JobContext, index i
 	for i, dep := range m.Deps {
 		if sum := dep.ComputeDigestFunc; sum != nil {
 			m.Deps[i].ComputeDigestFunc = func(ctx context.Context, r solver.Result, g session.Group) (digest.Digest, error) {
-				end := o.layers.Watch(ctx)
+				end := o.layers.Watch(ctx, usedBy(r))
 				d, err := sum(ctx, r, g)
 				return d, end(err)
 			}
 		}
 	}
 	return m, done, nil
+}
+
+// usedBy tells the blobs of the layers of results. A lazy one has a handler, by
+// which BuildKit could pull it.
+func usedBy(results ...solver.Result) func(digest.Digest) bool {
+	return func(blob digest.Digest) bool {
+		return slices.ContainsFunc(results, func(r solver.Result) bool {
+			ref, ok := r.Sys().(*bkworker.WorkerRef)
+			return ok && ref.ImmutableRef != nil && ref.ImmutableRef.DescHandler(blob) != nil
+		})
+	}
 }
 
 func isFileOp(v solver.Vertex) bool {

@@ -313,6 +313,18 @@ func (l *Layers) Mounted(dir string) bool {
 	return ok && m.server.Mounted()
 }
 
+// At returns the blob of the layer that is shown in a directory.
+func (l *Layers) At(dir string) (blob digest.Digest, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m, ok := l.mounts[dir]
+	if !ok {
+		return "", false
+	}
+	key, err := parseID(m.id)
+	return key.Blob, err == nil
+}
+
 // layer returns the layer with this ID. It begins to fill up with the first
 // build that is announced. Call it with the lock held.
 func (l *Layers) layer(id string, labels map[string]string) (*layer, error) {

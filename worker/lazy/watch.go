@@ -13,6 +13,7 @@ import (
 	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/progress"
+	"github.com/opencontainers/go-digest"
 )
 
 // Refused tells those who watch a build why a layer is pulled whole. BuildKit
@@ -27,12 +28,12 @@ func (l *Layers) Refused(ctx context.Context, labels map[string]string, err erro
 
 const stderr = 2
 
-// Watch shows, in the progress of the vertex that runs in this context, the
-// layers that are mounted or waited for while it runs. What it returns ends
-// that, and adds to the vertex's error why a layer could not be read: a process
-// in a container sees no more than EIO.
-func (l *Layers) Watch(ctx context.Context) (end func(error) error) {
-	w := &watch{layers: l, start: time.Now(), before: l.waits(), stop: make(chan struct{}), done: make(chan struct{})}
+// Watch shows, in the progress of the vertex that runs in this context, which of
+// the layers that it uses are mounted or waited for while it runs. What it
+// returns ends that, and adds to the vertex's error why such a layer could not be
+// read: a process in a container sees no more than EIO.
+func (l *Layers) Watch(ctx context.Context, uses func(blob digest.Digest) bool) (end func(error) error) {
+	w := &watch{layers: l, uses: uses, start: time.Now(), before: l.waits(), stop: make(chan struct{}), done: make(chan struct{})}
 	go w.run(ctx)
 	return w.end
 }
@@ -54,6 +55,7 @@ func (l *Layers) each(do func(*layer)) {
 
 type watch struct {
 	layers     *Layers
+	uses       func(blob digest.Digest) bool
 	start      time.Time
 	before     map[*layer]int64
 	stop, done chan struct{}
@@ -77,9 +79,18 @@ func (w *watch) run(ctx context.Context) {
 	}
 }
 
+// each leaves out the layers of other builds.
+func (w *watch) each(do func(*layer)) {
+	w.layers.each(func(open *layer) {
+		if w.uses(open.Key().Blob) {
+			do(open)
+		}
+	})
+}
+
 // show writes a line for each layer that this vertex has to do with.
 func (w *watch) show(pw progress.Writer, completed *time.Time) {
-	w.layers.each(func(open *layer) {
+	w.each(func(open *layer) {
 		stats := open.Stats()
 		before, old := w.before[open]
 		if old && stats.Misses == before {
@@ -106,7 +117,7 @@ func (w *watch) end(err error) error {
 // explain adds what reads have failed of since the start.
 func (w *watch) explain(err error) error {
 	var causes []error
-	w.layers.each(func(open *layer) {
+	w.each(func(open *layer) {
 		failure := open.failure.Load()
 		if failure == nil || failure.at.Before(w.start) {
 			return

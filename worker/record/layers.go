@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
@@ -41,6 +42,20 @@ func overlayOptions(dir string) (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// LayersOf returns the directories that a mount of BuildKit's shows: those below
+// an overlay, mounted already or not, or the one that is bound.
+func LayersOf(m mount.Mount) ([]string, error) {
+	if m.Type == "overlay" {
+		lower, _ := overlayDirs(strings.Join(m.Options, ","))
+		return lower, nil
+	}
+	options, err := overlayOptions(m.Source)
+	if err != nil || options == "" {
+		return []string{m.Source}, err
+	}
+	return parseLayers(options)
 }
 
 // overlayDirs returns the directories below an overlay, the topmost first, and

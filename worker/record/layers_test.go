@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
 )
 
 // The options are as the kernel tells them, of the root directory @.
@@ -64,5 +66,38 @@ func TestManyLayers(t *testing.T) {
 		if strings.HasPrefix(f.Path, "data/") && f.Size != int64(len("old")) {
 			t.Errorf("%+v has not the size it has in the image", f)
 		}
+	}
+}
+
+func TestLayersOf(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	root := t.TempDir()
+	dirs := map[string]string{}
+	for _, name := range []string{"1", "2", "upper", "work", "merged", "plain"} {
+		dirs[name] = filepath.Join(root, name)
+		check(t, os.Mkdir(dirs[name], 0o755))
+	}
+	options := []string{"lowerdir=" + dirs["2"] + ":" + dirs["1"], "upperdir=" + dirs["upper"], "workdir=" + dirs["work"]}
+	overlay := mount.Mount{Type: "overlay", Source: "overlay", Options: options}
+	check(t, overlay.Mount(dirs["merged"]))
+	defer func() { check(t, mount.Unmount(dirs["merged"], 0)) }()
+	below := []string{dirs["2"], dirs["1"]}
+	for name, c := range map[string]struct {
+		mount mount.Mount
+		want  []string
+	}{
+		"overlay":         {overlay, below},
+		"mounted overlay": {mount.Mount{Type: "bind", Source: dirs["merged"]}, below},
+		"plain directory": {mount.Mount{Type: "bind", Source: dirs["plain"]}, []string{dirs["plain"]}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := LayersOf(c.mount)
+			check(t, err)
+			if !slices.Equal(got, c.want) {
+				t.Errorf("%v, want %v", got, c.want)
+			}
+		})
 	}
 }
