@@ -49,14 +49,31 @@ type failure struct {
 	err error
 }
 
-// ReadAt remembers when it was called, and why it failed.
+// ReadAt remembers when it was called, and why it failed, as do Wait and
+// ReadPresent.
 func (l *layer) ReadAt(ctx context.Context, n store.Node, p []byte, off int64) (int, error) {
 	l.calm.reads()
 	read, err := l.Layer.ReadAt(ctx, n, p, off)
+	return read, l.remember(ctx, err)
+}
+
+// Wait is described at ReadAt.
+func (l *layer) Wait(ctx context.Context, n store.Node, off, size int64) error {
+	l.calm.reads()
+	return l.remember(ctx, l.Layer.Wait(ctx, n, off, size))
+}
+
+// ReadPresent is described at ReadAt.
+func (l *layer) ReadPresent(n store.Node, p []byte, off int64) (int, error) {
+	read, err := l.Layer.ReadPresent(n, p, off)
+	return read, l.remember(context.Background(), err)
+}
+
+func (l *layer) remember(ctx context.Context, err error) error {
 	if err != nil && err != io.EOF && ctx.Err() == nil {
 		l.failure.Store(&failure{at: time.Now(), err: err})
 	}
-	return read, err
+	return err
 }
 
 // announced is called when a build is about to use the layer. The first one

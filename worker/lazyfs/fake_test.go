@@ -218,11 +218,20 @@ func (f *fake) Here(_ store.Node, off, _ int64) bool {
 }
 
 func (f *fake) ReadAt(ctx context.Context, n store.Node, p []byte, off int64) (int, error) {
-	if f.before != nil {
-		if err := f.before(ctx, n, off); err != nil {
-			return 0, err
-		}
+	if err := f.Wait(ctx, n, off, int64(len(p))); err != nil {
+		return 0, err
 	}
+	return f.ReadPresent(n, p, off)
+}
+
+func (f *fake) Wait(ctx context.Context, n store.Node, off, _ int64) error {
+	if f.before != nil {
+		return f.before(ctx, n, off)
+	}
+	return nil
+}
+
+func (f *fake) ReadPresent(n store.Node, p []byte, off int64) (int, error) {
 	return f.nodes[n].content.ReadAt(p, off)
 }
 

@@ -55,9 +55,13 @@ type Layer interface {
 	HasOpaque() bool
 	// Here tells whether a part of a file is present.
 	Here(n store.Node, off, size int64) bool
-	// ReadAt waits for what is not present yet, until the context is done. Who
+	// Wait waits until a part of a file is present, or the context is done. Who
 	// does not want to wait asks with a context that is, and may find it present
 	// the next time.
+	Wait(ctx context.Context, n store.Node, off, size int64) error
+	// ReadPresent reads what is present.
+	ReadPresent(n store.Node, p []byte, off int64) (int, error)
+	// ReadAt does both.
 	ReadAt(ctx context.Context, n store.Node, p []byte, off int64) (int, error)
 	// Complete tells whether all contents are present.
 	Complete() bool

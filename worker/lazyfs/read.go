@@ -28,8 +28,11 @@ func (c *conn) read(r *request, in *fuse.ReadIn) unix.Errno {
 		ctx = c.wait(reading)
 		r.goOn()
 	}
-	p := r.body(int(in.Size))
-	got, err := f.layer.ReadAt(ctx, n, p, off)
+	// A read that waits has no buffer: there may be any number of them.
+	got, err := 0, f.layer.Wait(ctx, n, off, int64(in.Size))
+	if err == nil {
+		got, err = f.layer.ReadPresent(n, r.body(int(in.Size)), off)
+	}
 	switch {
 	case err == nil || errors.Is(err, io.EOF):
 		r.trim(got)
@@ -40,7 +43,7 @@ func (c *conn) read(r *request, in *fuse.ReadIn) unix.Errno {
 	case ctx.Err() != nil:
 		return unix.EINTR
 	}
-	f.failures.add(r.header().Pid, n, off, int64(len(p)))
+	f.failures.add(r.header().Pid, n, off, int64(in.Size))
 	return unix.EIO
 }
 

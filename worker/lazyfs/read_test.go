@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -84,6 +85,43 @@ func TestFailure(t *testing.T) {
 		p, err := os.ReadFile(filepath.Join(dir, "file"))
 		return err == nil && string(p) == "content"
 	}, soon, 10*time.Millisecond)
+}
+
+// TestWaitingReadHasNoBuffer sees no body of a read before its contents are here:
+// threads of a step can have any number of them wait.
+func TestWaitingReadHasNoBuffer(t *testing.T) {
+	const size = 1 << 20
+	layer := layerOf(large("file", size))
+	var began atomic.Int32
+	arrive := make(chan struct{})
+	layer.before = func(context.Context, store.Node, int64) error {
+		began.Add(1)
+		<-arrive
+		return nil
+	}
+	fd, err := unix.Open(filepath.Join(mounted(t, layer, Options{}), "file"), unix.O_RDONLY|unix.O_DIRECT, 0)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	const readers = 50
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	p := make([]byte, size) // of all: what is read is not looked at
+	before := heap()
+	var reading sync.WaitGroup
+	for range readers {
+		reading.Go(func() { _, _ = unix.Pread(fd, p, 0) })
+	}
+	for began.Load() < readers {
+		time.Sleep(time.Millisecond)
+	}
+	waiting := heap()
+	close(arrive)
+	reading.Wait()
+	require.Less(t, waiting, before+readers*size/2)
 }
 
 // TestFailureOfAnotherThread reads what has just failed for somebody else, who may

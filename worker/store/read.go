@@ -13,19 +13,34 @@ import (
 // ReadAt reads from a regular file, as io.ReaderAt has it. It waits until what
 // is asked for is here and verified, or for the end of the context.
 func (l *Layer) ReadAt(ctx context.Context, n Node, p []byte, off int64) (int, error) {
+	if err := l.Wait(ctx, n, off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	return l.ReadPresent(n, p, off)
+}
+
+// Wait waits until a part of a regular file is here and verified, or for the end
+// of the context.
+func (l *Layer) Wait(ctx context.Context, n Node, off, size int64) error {
 	f := l.index.node(n)
 	if !f.isFile() || off < 0 {
-		return 0, l.errorf("reading node %d from %d: %w", n, off, fs.ErrInvalid)
+		return l.errorf("reading node %d from %d: %w", n, off, fs.ErrInvalid)
 	}
+	if off >= f.Size {
+		return nil
+	}
+	return l.need(ctx, &f, off, min(size, f.Size-off))
+}
+
+// ReadPresent reads as ReadAt what Wait has waited for.
+func (l *Layer) ReadPresent(n Node, p []byte, off int64) (int, error) {
+	f := l.index.node(n)
 	if off >= f.Size {
 		return 0, io.EOF
 	}
 	whole := int64(len(p)) <= f.Size-off
 	if !whole {
 		p = p[:f.Size-off]
-	}
-	if err := l.need(ctx, &f, off, int64(len(p))); err != nil {
-		return 0, err
 	}
 	if err := l.readHere(n, p, off); err != nil {
 		return 0, err
