@@ -19,6 +19,8 @@ import (
 //     fail in the same way until the lease of the first one expires. One that resumed
 //     upon wrong bytes begins anew.
 //   - If the disk is full, it would stay full.
+//   - If the digest is not known beforehand, as of a layer that is compressed,
+//     nothing resumes there, and it would stay until garbage is collected.
 func discardFailed(store *containerdsnapshot.Store) *containerdsnapshot.Store {
 	return containerdsnapshot.NewContentStore(&discardingStore{store.Store}, store.Namespace())
 }
@@ -36,7 +38,7 @@ func (s *discardingStore) Writer(ctx context.Context, opts ...content.WriterOpt)
 	if err != nil {
 		return nil, err
 	}
-	d := &discardingWriter{Writer: w, discard: func() {
+	d := &discardingWriter{Writer: w, useless: all.Desc.Digest == "", discard: func() {
 		if err := s.Abort(context.WithoutCancel(ctx), all.Ref); err != nil && !errdefs.IsNotFound(err) {
 			bklog.G(ctx).WithError(err).Warnf("what was written of %s stays until garbage is collected", all.Ref)
 		}
@@ -51,7 +53,7 @@ type discardingWriter struct {
 	content.Writer
 	discard func()
 	resumed bool // this writer has not written all that is here
-	full    bool
+	useless bool // unless it is committed
 	ended   bool // somebody else may write to the ingest
 }
 
@@ -82,7 +84,7 @@ func (w *discardingWriter) restart() error {
 func (w *discardingWriter) Write(p []byte) (int, error) {
 	n, err := w.Writer.Write(p)
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		w.full = true
+		w.useless = true
 	}
 	return n, err
 }
@@ -102,16 +104,10 @@ func (w *discardingWriter) Commit(ctx context.Context, size int64, expected dige
 	return err
 }
 
-// Close discards an ingest that is empty, too: it takes some files of the disk.
 func (w *discardingWriter) Close() error {
-	if !w.ended && (w.full || w.isEmpty()) {
+	if !w.ended && w.useless {
 		w.discard()
 	}
 	w.ended = true
 	return w.Writer.Close()
-}
-
-func (w *discardingWriter) isEmpty() bool {
-	st, err := w.Status()
-	return err == nil && st.Offset == 0
 }

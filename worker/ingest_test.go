@@ -58,8 +58,11 @@ func TestWrongIngestsAreDiscarded(t *testing.T) {
 	require.NoError(t, w.Close())
 	require.Empty(t, ingests())
 
-	w, _ = write("")
-	require.NoError(t, w.Close())
+	unknown, err := store.Writer(t.Context(), content.WithRef("of no digest"))
+	require.NoError(t, err)
+	_, err = unknown.Write([]byte("part"))
+	require.NoError(t, err)
+	require.NoError(t, unknown.Close())
 	require.Empty(t, ingests())
 
 	w, at := write("the right")
@@ -88,7 +91,8 @@ func TestFullIngestsAreDiscarded(t *testing.T) {
 		return st.Bfree
 	}
 	write := func() (content.Writer, error) {
-		w, err := store.Writer(t.Context(), content.WithRef("ref"))
+		desc := ocispecs.Descriptor{Digest: digest.FromString("right"), Size: 2 << 20}
+		w, err := store.Writer(t.Context(), content.WithRef("ref"), content.WithDescriptor(desc))
 		require.NoError(t, err)
 		_, err = w.Write(make([]byte, 2<<20))
 		return w, err
