@@ -52,6 +52,9 @@ func sharedLayer(t *testing.T) (blob []byte, backwards []string) {
 // TestReorderReadsSharedMembersFewTimes: each file before the last one read has
 // its member decompressed again.
 func TestReorderReadsSharedMembersFewTimes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	blob, backwards := sharedLayer(t)
 	metered := &meteredBlob{Reader: bytes.NewReader(blob)}
 	r, err := estargz.Open(metered, int64(len(blob)), estargz.OpenOptions{})
@@ -193,6 +196,9 @@ func (c *readCounter) Read(p []byte) (int, error) {
 
 // TestOpenRefusesWhatNoWriterMakes: small TOCs that need much memory.
 func TestOpenRefusesWhatNoWriterMakes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	many := func(n int, entry string) []byte {
 		var list []string
 		for i := range n {
@@ -296,6 +302,9 @@ func allocated(do func()) int64 {
 // TestSmallBlobOfManyEntries: what a TOC makes a reader allocate is in proportion to
 // the blob, into which it compresses a thousandfold.
 func TestSmallBlobOfManyEntries(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	toc := func(name string, n int) string {
 		return `{"version":1,"entries":[` + strings.Repeat(name+",", n-1) + name + `]}`
 	}
@@ -334,5 +343,8 @@ func writeOf(t *testing.T, n int) []byte {
 
 // TestDensestLayer has as many entries in as few bytes as there can be.
 func TestDensestLayer(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	open(t, writeOf(t, 100_000))
 }

@@ -59,6 +59,9 @@ func TestGolden(t *testing.T) {
 // TestTOCEndsWithItsJSON: the stock library hashes what its JSON decoder has
 // read, which is not always what follows the last brace.
 func TestTOCEndsWithItsJSON(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	for n := range 1500 { // past two sizes of the decoder's buffer, byte by byte
 		blob, info := write(t, tarOf(t, dir(strings.Repeat("a", n+1))), estargz.Options{Level: 1})
 		r, err := stock.Open(section(blob))

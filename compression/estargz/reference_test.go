@@ -160,6 +160,9 @@ func TestDecodeTOCAgrees(t *testing.T) {
 // TestDecodeTOCAcrossBuffers has entries of all lengths at the ends of the
 // decoder's buffer.
 func TestDecodeTOCAcrossBuffers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	for shift := range 300 {
 		var b strings.Builder
 		fmt.Fprintf(&b, `{"entries":[{"name":"%s","type":"dir"}`, strings.Repeat("x", scanSize-200-shift))
