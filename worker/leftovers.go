@@ -132,8 +132,8 @@ func deleteOrphans(ctx context.Context, manager leases.Manager, records *metadat
 
 // unmountLeftovers takes away what a killed daemon left mounted of the worker in
 // a directory: root filesystems of containers, and those that BuildKit and
-// containerd mount for themselves among the temporary files. Lazy layers below them answer no more,
-// and other snapshots could never be removed.
+// containerd mount for themselves among the temporary files. Lazy layers below
+// them answer no more, and other snapshots could never be removed.
 func unmountLeftovers(dir string) error {
 	mounts, err := mountinfo.GetMounts(nil)
 	if err != nil {

@@ -57,7 +57,7 @@ func (s *startingSnapshotter) Stat(ctx context.Context, key string) (snapshots.I
 	info, err := s.Snapshotter.Stat(ctx, key)
 	if err == nil && s.starting.Load() {
 		info.Labels = maps.Clone(info.Labels)
-		delete(info.Labels, "containerd.io/snapshot/remote")
+		delete(info.Labels, remoteLabel)
 	}
 	return info, err
 }

@@ -97,7 +97,7 @@ func (r *room) spare() error {
 func (r *room) has(bytes int64) error {
 	stat, err := r.disk()
 	if err != nil || stat.Available-bytes >= reserve(stat) {
-		return nil //nolint:nilerr // see above
+		return nil
 	}
 	return &fullError{r.dir, bytes, stat}
 }
@@ -123,10 +123,6 @@ const spare = 16
 
 // used are the bytes that the mounted layers take of the disk.
 func (l *Layers) used() (sum int64) {
-	var open []*layer
-	l.each(func(o *layer) { open = append(open, o) })
-	for _, o := range open {
-		sum += o.Disk()
-	}
+	l.each(func(open *layer) { sum += open.Disk() })
 	return sum
 }

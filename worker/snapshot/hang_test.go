@@ -109,16 +109,24 @@ func left() context.Context {
 	return ctx
 }
 
-// Who needs a mount that hangs waits for as long as its build does, or for
-// mountTime. Nobody else does.
-func TestMountHangs(t *testing.T) {
+// openHanging opens snapshots with a layer whose mount hangs and whose build has
+// left.
+func openHanging(t *testing.T) (s *Snapshotter, lazy *hangingLazy, root string) {
+	t.Helper()
 	needRoot(t)
-	lazy, root := newHanging(t, "stuck", "Mount"), t.TempDir()
-	s := open(t, root, lazy)
+	lazy, root = newHanging(t, "stuck", "Mount"), t.TempDir()
+	s = open(t, root, lazy)
 	lazy.leave(t, func(ctx context.Context) error {
 		_, err := s.Prepare(ctx, "tmp", "", wanted("stuck"))
 		return err
 	})
+	return s, lazy, root
+}
+
+// Who needs a mount that hangs waits for as long as its build does, or for
+// mountTime. Nobody else does.
+func TestMountHangs(t *testing.T) {
+	s, lazy, root := openHanging(t)
 	others(t, s)
 	require.NoError(t, s.Cleanup(t.Context()))
 	_, err := s.View(left(), "view", "stuck")
@@ -140,13 +148,7 @@ func TestMountHangs(t *testing.T) {
 
 // It does not matter whether the snapshot is still there when its mount is.
 func TestRemovedWhileMountHangs(t *testing.T) {
-	needRoot(t)
-	lazy, root := newHanging(t, "stuck", "Mount"), t.TempDir()
-	s := open(t, root, lazy)
-	lazy.leave(t, func(ctx context.Context) error {
-		_, err := s.Prepare(ctx, "tmp", "", wanted("stuck"))
-		return err
-	})
+	s, lazy, root := openHanging(t)
 	require.NoError(t, s.Remove(t.Context(), "stuck"))
 	others(t, s)
 	require.ErrorIs(t, s.Cleanup(left()), errLeft)

@@ -98,10 +98,8 @@ func (l *Layer) tocState() string {
 
 func (p *printer) prioritized(number int, l *Layer) {
 	p.line("\nlayer %d: %s prioritized, %s, in the first %s of the blob", number, count(len(l.Prioritized), "file"), size(l.PrioritizedBytes), size(l.PrefetchBytes))
-	t := table{columns: "rrrl"}
-	t.add("OFFSET", "IN BLOB", "SIZE", "FILE")
-	shown := p.shown(len(l.Prioritized))
-	for _, f := range l.Prioritized[:shown] {
+	p.list(len(l.Prioritized), "rrrl", []string{"OFFSET", "IN BLOB", "SIZE", "FILE"}, func(i int) []string {
+		f := l.Prioritized[i]
 		offset, in := fmt.Sprint(f.Offset), size(f.End-f.Offset)
 		switch {
 		case f.Size == 0:
@@ -109,10 +107,8 @@ func (p *printer) prioritized(number int, l *Layer) {
 		case f.Shared:
 			in = "shared"
 		}
-		t.add(offset, in, size(f.Size), printable(f.Path))
-	}
-	t.write(p)
-	p.more(len(l.Prioritized) - shown)
+		return []string{offset, in, size(f.Size), printable(f.Path)}
+	})
 }
 
 func (p *printer) profile(im *Image) {
@@ -141,18 +137,14 @@ func (p *printer) duplicates(im *Image) {
 		return
 	}
 	p.line("\nduplicated: %s in %s", size(im.DuplicateBytes), count(len(im.Duplicates), "file"))
-	t := table{columns: "rrll"}
-	t.add("SIZE", "LAYER", "FILE", "SAME AS")
-	shown := p.shown(len(im.Duplicates))
-	for _, d := range im.Duplicates[:shown] {
+	p.list(len(im.Duplicates), "rrll", []string{"SIZE", "LAYER", "FILE", "SAME AS"}, func(i int) []string {
+		d := im.Duplicates[i]
 		of := fmt.Sprintf("layer %d", d.OfLayer)
 		if d.OfPath != d.Path {
 			of += ", " + printable(d.OfPath)
 		}
-		t.add(size(d.Bytes), fmt.Sprint(d.Layer), printable(d.Path), of)
-	}
-	t.write(p)
-	p.more(len(im.Duplicates) - shown)
+		return []string{size(d.Bytes), fmt.Sprint(d.Layer), printable(d.Path), of}
+	})
 }
 
 func (p *printer) shadowed(im *Image) {
@@ -160,14 +152,10 @@ func (p *printer) shadowed(im *Image) {
 		return
 	}
 	p.line("\nreplaced or deleted by upper layers: %s in %s", size(im.ShadowedBytes), count(len(im.Shadowed), "file"))
-	t := table{columns: "rrrl"}
-	t.add("SIZE", "LAYER", "BY LAYER", "FILE")
-	shown := p.shown(len(im.Shadowed))
-	for _, s := range im.Shadowed[:shown] {
-		t.add(size(s.Bytes), fmt.Sprint(s.Layer), fmt.Sprint(s.ByLayer), printable(s.Path))
-	}
-	t.write(p)
-	p.more(len(im.Shadowed) - shown)
+	p.list(len(im.Shadowed), "rrrl", []string{"SIZE", "LAYER", "BY LAYER", "FILE"}, func(i int) []string {
+		s := im.Shadowed[i]
+		return []string{size(s.Bytes), fmt.Sprint(s.Layer), fmt.Sprint(s.ByLayer), printable(s.Path)}
+	})
 }
 
 // unknown says that the lists above may lack files.
@@ -183,16 +171,20 @@ func (p *printer) unknown(im *Image) {
 	}
 }
 
-func (p *printer) shown(n int) int {
-	if p.most < 0 {
-		return n
+// list writes a table of n rows, or of as many as are to be shown.
+func (p *printer) list(n int, columns string, head []string, row func(int) []string) {
+	shown := n
+	if p.most >= 0 {
+		shown = min(n, p.most)
 	}
-	return min(n, p.most)
-}
-
-func (p *printer) more(n int) {
-	if n > 0 {
-		p.line("  and %d more; --all lists them", n)
+	t := table{columns: columns}
+	t.add(head...)
+	for i := range shown {
+		t.add(row(i)...)
+	}
+	t.write(p)
+	if shown < n {
+		p.line("  and %d more; --all lists them", n-shown)
 	}
 }
 
