@@ -86,11 +86,12 @@ func (e *events) ignore(fd int) {
 // next reads a batch and hands each event to do. It tells whether there was
 // one, and how many files could not be opened for an event.
 func (e *events) next(do func(event)) (more bool, lost int, err error) {
+	if more, err := e.waiting(); !more {
+		return false, 0, err
+	}
 	n, err := unix.Read(e.fd, e.buffer)
 	switch {
-	case errors.Is(err, unix.EAGAIN):
-		return false, 0, nil
-	case errors.Is(err, unix.EINTR), isNoFile(err):
+	case isNoFile(err):
 		return true, 0, nil
 	case isLoss(err):
 		return true, 1, nil
@@ -112,6 +113,21 @@ func (e *events) next(do func(event)) (more bool, lost int, err error) {
 	return true, lost, nil
 }
 
+// waiting tells whether there is an event. That read says EAGAIN does not tell: before
+// Linux 6.13 it is also the error of an event whose file has a lease.
+func (e *events) waiting() (bool, error) {
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(e.fd), Events: unix.POLLIN}}, 0)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return false, fmt.Errorf("fanotify: %w", err)
+		}
+		return n > 0, nil
+	}
+}
+
 // isNoFile tells that opening failed because it is a named pipe without a writer,
 // or a device without a driver.
 func isNoFile(err error) bool {
@@ -121,7 +137,7 @@ func isNoFile(err error) bool {
 // isLoss tells that read has dropped an event whose file it could not open, and
 // can go on with the next.
 func isLoss(err error) bool {
-	for _, of := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EACCES, unix.EPERM, unix.ENOENT, unix.ESTALE, unix.EIO} {
+	for _, of := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EACCES, unix.EPERM, unix.ENOENT, unix.ESTALE, unix.EIO, unix.EAGAIN, unix.EINTR} {
 		if errors.Is(err, of) {
 			return true
 		}

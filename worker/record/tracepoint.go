@@ -73,12 +73,26 @@ func keepTracepoints() []tracepoint {
 	if err != nil {
 		return nil
 	}
-	for i := range points {
-		if _, err := points[i].open(0, 0); err != nil {
-			return nil
-		}
+	if holdOpen(points) != nil {
+		return nil
 	}
 	return points
+}
+
+// holdOpen opens an event for each of the tracepoints, or none.
+func holdOpen(points []tracepoint) error {
+	var fds []int
+	for i := range points {
+		fd, err := points[i].open(0, 0)
+		if err != nil {
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+			return err
+		}
+		fds = append(fds, fd)
+	}
+	return nil
 }
 
 func readTracepoints(tracefs string, points []tracepoint) error {
