@@ -87,6 +87,32 @@ func (d *daemon) profileOf(t *testing.T, dir string, command []string, attribute
 	return d.build(t, dir, "--output", profiled(image, attributes...)), image
 }
 
+// A workload that reads new files for ever is run twice by the first build, and
+// found in the cache by the next, also that of another builder.
+func TestProfileOfEndlessWorkload(t *testing.T) {
+	needs(t)
+	dir, image := dataImage(t), repository(t)+":latest"
+	cache := "type=registry,ref=" + image + "-cache"
+	endless := `"estargz-profile-cmd=sh -c 'cat first; while :; do i=$((i+1)); : >/new$i; sleep 0.1; done'"`
+	output := func(tag string) string {
+		return profiled(tag, "estargz-profile-period=3s", "estargz-profile-idle=2900ms", endless)
+	}
+	first := startDaemon(t, ours)
+	p := first.build(t, dir, "--output", output(image), "--cache-to", maxCache(image+"-cache"))
+	require.Contains(t, p.logs.String(), "run once more")
+	require.Contains(t, strings.Join(p.warnings, "\n"), "still read new files when its period ended")
+	requireNothingLeft(t, first.dir)
+	for tag, d := range map[string]*daemon{image + "-again": first, image + "-elsewhere": startDaemon(t, ours)} {
+		p := d.build(t, dir, "--output", output(tag), "--cache-from", cache)
+		_, cached := profileStep(t, p)
+		require.True(t, cached, p.text())
+		require.NotContains(t, p.logs.String(), "recorded")
+		require.Equal(t, resolve(t, image).Digest, resolve(t, tag).Digest)
+		layers := prioritized(t, onlyImage(t, tag))
+		require.Equal(t, "data/first", layers[len(layers)-1])
+	}
+}
+
 // requireNothingLeft: nothing is mounted below the directories, and no process
 // of a workload runs.
 func requireNothingLeft(t *testing.T, dirs ...string) {
@@ -164,13 +190,18 @@ func TestProfileOfFullDisk(t *testing.T) {
 	d.build(t, dir, "--output", estargz(plain))
 	free := freeBytes(t, disk)
 
-	p, image := d.profileOf(t, dir, []string{"sh", "-c", "cat first; dd if=/dev/zero of=/full bs=1M; " + forever})
+	full := []string{"sh", "-c", "cat first; dd if=/dev/zero of=/full bs=1M; " + forever}
+	p, image := d.profileOf(t, dir, full)
 	require.Contains(t, strings.Join(p.warnings, "\n"), "the builder's disk")
 	require.Greater(t, freeBytes(t, disk), free-8<<20)
 	requireNothingLeft(t, d.dir, disk)
 	requireOnlyOrdered(t, plain, image)
 	layers := prioritized(t, onlyImage(t, image))
 	require.Equal(t, "data/first", layers[len(layers)-1])
+
+	// It is not complete. The next build finds it in the cache, and runs again.
+	p, _ = d.profileOf(t, dir, full)
+	require.Contains(t, p.logs.String(), "(disk)")
 }
 
 func freeBytes(t *testing.T, dir string) int64 {

@@ -52,7 +52,7 @@ func judge(summary []byte) frontend.Verdict {
 	switch {
 	case s.End == record.EndStart:
 		v.Complaint = "the workload could not be started: " + s.Reason
-	case v.Incomplete, s.Files == 0, s.End == record.EndExit && s.ExitCode != 0:
+	case v.Incomplete, s.Cut, s.Files == 0, s.End == record.EndExit && s.ExitCode != 0:
 		v.Complaint = s.String()
 	}
 	return v

@@ -11,6 +11,7 @@ import (
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/moby/buildkit/executor"
 )
 
 func TestEnds(t *testing.T) {
@@ -74,10 +75,7 @@ func TestFullDisk(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			s := newSandbox(t)
 			s.dataFiles()
-			disk := filepath.Dir(s.upper)
-			check(t, mount.All([]mount.Mount{{Type: "tmpfs", Source: "tmpfs", Options: []string{"size=200m", "nr_inodes=0"}}}, disk))
-			t.Cleanup(func() { check(t, mount.Unmount(disk, 0)) })
-			check(t, errors.Join(os.Mkdir(s.upper, 0o755), os.Mkdir(s.work, 0o755)))
+			s.smallDisk()
 			var p *profile.Profile
 			var sum Summary
 			within(t, time.Minute, func() {
@@ -86,6 +84,58 @@ func TestFullDisk(t *testing.T) {
 			wantPaths(t, p, "a")
 			if sum.End != EndDisk || !sum.Incomplete() || !strings.Contains(s.stderr.String(), "disk") {
 				t.Errorf("%+v, stderr %q", sum, s.stderr.String())
+			}
+			noProcess(t, "4711")
+			if left, err := os.ReadDir(s.upper); err != nil || len(left) > 0 {
+				t.Errorf("left on the disk: %v, %v", left, err)
+			}
+		})
+	}
+}
+
+// smallDisk gives what the process writes a disk of its own.
+func (s *sandbox) smallDisk() {
+	s.t.Helper()
+	disk := filepath.Dir(s.upper)
+	check(s.t, mount.All([]mount.Mount{{Type: "tmpfs", Source: "tmpfs", Options: []string{"size=200m", "nr_inodes=0"}}}, disk))
+	s.t.Cleanup(func() { check(s.t, mount.Unmount(disk, 0)) })
+	check(s.t, errors.Join(os.Mkdir(s.upper, 0o755), os.Mkdir(s.work, 0o755)))
+}
+
+// A workload that is cut is run once more. Each run leaves a mark in a directory
+// of the host, for the next to see; what it wrote elsewhere is gone.
+func TestSecondRun(t *testing.T) {
+	const endless = "while :; do i=$((i+1)); : >/new$i; sleep 0.1; done"
+	for _, test := range []struct {
+		name, second string
+		end          End
+		cut          bool
+		incomplete   bool
+		want         []string
+	}{
+		{"that ends", "cat /data/b", EndExit, false, false, []string{"b"}},
+		{"that is cut", "cat /data/b; " + endless, EndPeriod, true, false, []string{"a", "b"}},
+		{"that fails", "cat /data/b; exit 3", EndExit, false, false, []string{"b"}},
+		{"that fills the disk", "cat /data/b; dd if=/dev/zero of=/fill bs=1M; sleep 4711", EndDisk, false, true, []string{"a", "b"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newSandbox(t)
+			s.dataFiles()
+			s.smallDisk()
+			marks := t.TempDir()
+			s.binds = []executor.Mount{{Src: bind(marks), Dest: "/marks"}}
+			script := "if [ ! -f /marks/1 ]; then : >/marks/1; cat /data/a; : >/left; " + endless + "; fi\n" +
+				": >/marks/2; [ ! -f /left ] || : >/marks/3\n" + test.second
+			p, sum := s.record(Options{Period: 3 * time.Second, Idle: 2900 * time.Millisecond}, "sh", "-c", script)
+			wantPaths(t, p, test.want...)
+			if sum.End != test.end || sum.Cut != test.cut || sum.Incomplete() != test.incomplete {
+				t.Errorf("%+v", sum)
+			}
+			if !strings.Contains(s.stderr.String(), "run once more") {
+				t.Errorf("stderr is %q", s.stderr.String())
+			}
+			if runs, err := os.ReadDir(marks); err != nil || len(runs) != 2 {
+				t.Errorf("marks %v, %v, want 1 and 2", runs, err)
 			}
 			noProcess(t, "4711")
 			if left, err := os.ReadDir(s.upper); err != nil || len(left) > 0 {

@@ -23,7 +23,7 @@ type Summary struct {
 	// End is what ended it, nothing if there was none.
 	End End `json:"end"`
 	// Reason says why the process was not started, not recorded, or stopped for
-	// what it did or before it was ready.
+	// what it did.
 	Reason string `json:"reason,omitempty"`
 	// Began is when, by the builder's clock.
 	Began time.Time `json:"began"`
@@ -38,6 +38,9 @@ type Summary struct {
 	// to nothing otherwise: in both cases the profile lacks files.
 	Overflow bool `json:"overflow,omitempty"`
 	Lost     int  `json:"lost,omitempty"`
+	// Cut says that a workload still read new files at the end of its period,
+	// in its second run as well. A third would be no different.
+	Cut bool `json:"cut,omitempty"`
 	// Ranges says whether parts of large files are told apart.
 	Ranges bool `json:"ranges"`
 }
@@ -53,6 +56,9 @@ func (s Summary) String() string {
 	}
 	if s.Reason != "" {
 		line += ": " + s.Reason
+	}
+	if s.Cut {
+		line += "; it still read new files when its period ended"
 	}
 	if s.lost() {
 		line += "; events were lost, the profile is incomplete"

@@ -44,9 +44,10 @@
 // step runs as usual, and a workload is not started.
 //
 // Events are lost where the kernel's queue overflows or a file cannot be opened,
-// and a workload may be stopped before it has read all. The summary beside the
+// and a workload may be stopped because the disk is full. The summary beside the
 // profile says so: whoever finds the output in a cache knows that it is not
-// complete.
+// complete. A workload that still reads new files when its period ends is run
+// once more with its files cached, which makes the recording complete.
 //
 // # What a workload may do
 //

@@ -28,62 +28,92 @@ type run struct {
 }
 
 func (r run) record(ctx context.Context, root executor.Mount, output executor.Mountable, started chan<- struct{}) (resourcestypes.Recorder, error) {
+	begin := time.Now()
+	recorder, p, s, err := r.once(ctx, root, started)
+	if err == nil && s.Cut {
+		r.say(fmt.Sprintf("it still read new files after %v: it is run once more, now that its files are cached", r.opts.Period))
+		recorder, p, s, err = r.again(ctx, root, p)
+	}
+	if err != nil {
+		return recorder, err
+	}
+	s.Began, s.Seconds = begin, time.Since(begin).Seconds()
+	s.count(p)
+	return recorder, r.report(ctx, output, p, s)
+}
+
+// again runs a workload that was cut, which may be due to a slow disk or
+// registry: its files are at hand by now. If it gets to its end, the profile is
+// the one of a builder that had the files in the first place. Otherwise the
+// first run counts as well.
+func (r run) again(ctx context.Context, root executor.Mount, first *profile.Profile) (resourcestypes.Recorder, *profile.Profile, Summary, error) {
+	recorder, p, s, err := r.once(ctx, root, nil)
+	if s.Cut || s.Incomplete() {
+		p = profile.Merge(first, p)
+	}
+	return recorder, p, s, err
+}
+
+// once runs the process. Nothing of what a workload wrote is left.
+func (r run) once(ctx context.Context, root executor.Mount, started chan<- struct{}) (recorder resourcestypes.Recorder, p *profile.Profile, s Summary, err error) {
+	p = &profile.Profile{}
 	here, err := openRootfs(ctx, root.Src)
 	if err != nil {
-		return nil, fmt.Errorf("record: root filesystem: %w", err)
+		return nil, p, s, fmt.Errorf("record: root filesystem: %w", err)
 	}
 	defer here.close(ctx)
 	if !r.opts.IgnoreExit && r.process.Meta.SecurityMode == pb.SecurityMode_INSECURE {
-		return r.unrecorded(ctx, root, output, started, errors.New("with --security=insecure it may unmount filesystems, which a recording keeps busy"))
+		recorder, s, err = r.unrecorded(ctx, root, started, errors.New("with --security=insecure it may unmount filesystems, which a recording keeps busy"))
+		return recorder, p, s, err
 	}
 	w, err := openWatch(here, unlimited, r.points)
 	if err != nil {
-		return r.unrecorded(ctx, root, output, started, err)
+		recorder, s, err = r.unrecorded(ctx, root, started, err)
+		return recorder, p, s, err
 	}
 	defer w.close()
 	do := r.step
 	if r.opts.IgnoreExit {
 		do = r.workload
 	}
-	begin := time.Now()
-	recorder, s, err := do(ctx, w, root, started)
-	if err != nil {
-		return recorder, err
+	if recorder, s, err = do(ctx, w, root, started); err != nil {
+		return recorder, p, s, err
 	}
-	s.Began, s.Seconds = begin, time.Since(begin).Seconds()
-	p := &profile.Profile{}
 	if w.err == nil && s.End != EndStart {
 		p = w.profile()
 	}
-	s.count(p)
 	if r.opts.IgnoreExit {
 		if err := here.discard(); err != nil {
-			return recorder, fmt.Errorf("record: what the workload wrote: %w", err)
+			return recorder, p, s, fmt.Errorf("record: what the workload wrote: %w", err)
 		}
 	}
-	return recorder, r.report(ctx, output, p, s)
+	return recorder, p, s, nil
 }
 
 // report writes the output. The vertex's log tells of a workload how it went, and
 // of a step what went wrong.
 func (r run) report(ctx context.Context, output executor.Mountable, p *profile.Profile, s Summary) error {
-	if r.process.Stderr != nil && (r.opts.IgnoreExit || s.Incomplete()) {
-		fmt.Fprintln(r.process.Stderr, s)
+	if r.opts.IgnoreExit || s.Incomplete() {
+		r.say(s.String())
 	}
 	return write(ctx, output, p, s)
+}
+
+// say writes a line into the vertex's log.
+func (r run) say(line string) {
+	if r.process.Stderr != nil {
+		fmt.Fprintln(r.process.Stderr, line)
+	}
 }
 
 // unrecorded is for systems that cannot record. A step of a build goes on
 // without; a workload has nothing else to do. The summary says that there is no
 // profile.
-func (r run) unrecorded(ctx context.Context, root executor.Mount, output executor.Mountable, started chan<- struct{}, reason error) (recorder resourcestypes.Recorder, err error) {
-	s := Summary{Reason: reason.Error(), Began: time.Now()}
+func (r run) unrecorded(ctx context.Context, root executor.Mount, started chan<- struct{}, reason error) (recorder resourcestypes.Recorder, s Summary, err error) {
 	if !r.opts.IgnoreExit {
-		if recorder, err = r.inner.Run(ctx, r.id, root, r.mounts, r.process, started); err != nil {
-			return recorder, err
-		}
+		recorder, err = r.inner.Run(ctx, r.id, root, r.mounts, r.process, started)
 	}
-	return recorder, r.report(ctx, output, &profile.Profile{}, s)
+	return recorder, Summary{Reason: reason.Error()}, err
 }
 
 // step runs a process that is recorded in passing.
@@ -127,8 +157,8 @@ func (r run) workload(ctx context.Context, w *watch, root executor.Mount, starte
 	case s.Reason != "": // of the watch
 	case end == EndDisk:
 		s.Reason = "what it wrote left too little of the builder's disk"
-	case end == EndPeriod && r.opts.busy(w, ended):
-		s.Reason = "it read new files to the last, and may need more time on this builder"
+	default:
+		s.Cut = end == EndPeriod && r.opts.busy(w, ended)
 	}
 	err := s.judge(p.err, stderr.last(), stdout.last())
 	return p.recorder, s, err
