@@ -172,6 +172,14 @@ func TestFailedStageWarns(t *testing.T) {
 	require.Equal(t, []string{`profile of linux/amd64: process "/app warmer" did not complete`}, b.warnings)
 }
 
+// What holds for every step is said once.
+func TestSameWarningOnce(t *testing.T) {
+	b := newBridge(t, staged)
+	b.summary = "not recorded: the daemon is rootless"
+	build1(t, b, map[string]string{"estargz-profile": "run+entrypoint"})
+	require.Equal(t, []string{"profile of linux/amd64: not recorded: the daemon is rootless"}, b.warnings)
+}
+
 func TestSubrequestsAreNotBuilds(t *testing.T) {
 	b := newBridge(t, staged)
 	ctx, _ := wishing(t, nil)

@@ -22,10 +22,11 @@ type job struct {
 	*target
 	f *Frontend
 
-	built *rewriter // from the frontend's definition to the one that is built
-	steps []digest.Digest
-	made  []*pb.Definition     // where profiles come from, but for those of steps
-	refs  []solver.ResultProxy // to be released
+	built    *rewriter // from the frontend's definition to the one that is built
+	steps    []digest.Digest
+	made     []*pb.Definition     // where profiles come from, but for those of steps
+	refs     []solver.ResultProxy // to be released
+	warnings map[string]bool      // those so far
 }
 
 // profile makes the profiles of one target. A target without one has the layers
@@ -34,7 +35,7 @@ func (f *Frontend) profile(ctx context.Context, c *call, t *target) error {
 	if t.ref == nil {
 		return nil
 	}
-	j := &job{call: c, target: t, f: f}
+	j := &job{call: c, target: t, f: f, warnings: map[string]bool{}}
 	defer j.release(ctx)
 	if err := j.buildTarget(ctx); err != nil {
 		return err
@@ -195,10 +196,15 @@ func (j *job) runs() bool {
 	})
 }
 
-// warn tells the user of what goes without a profile. Clients show a warning
-// only of a step they know, one that was built.
+// warn tells the user of what goes without a profile, once: where nothing can be
+// recorded, the reason is the same for every step. Clients show a warning only
+// of a step they know, one that was built.
 func (j *job) warn(ctx context.Context, step *pb.Input, format string, args ...any) {
 	msg := fmt.Sprintf("profile of %s: %s", j.ID, fmt.Sprintf(format, args...))
+	if j.warnings[msg] {
+		return
+	}
+	j.warnings[msg] = true
 	_ = j.bridge.Warn(ctx, digest.Digest(step.Digest), msg, frontend.WarnOpts{
 		Detail: [][]byte{[]byte("The image is complete. Files that were not recorded are not fetched first.")},
 	})
