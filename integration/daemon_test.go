@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -25,7 +26,8 @@ type daemon struct {
 	dir    string
 	env    []string
 	flags  []string
-	logins string // where clients find passwords; empty for all that there are
+	logins string              // where clients find passwords; empty for all that there are
+	attr   syscall.SysProcAttr // of the process
 }
 
 // startDaemon starts the binary for as long as the test.
@@ -54,6 +56,7 @@ func (d *daemon) start(t *testing.T) {
 	tmp := filepath.Join(d.dir, "tmp")
 	require.NoError(t, os.MkdirAll(tmp, 0o700))
 	cmd.Env = append(append(os.Environ(), "TMPDIR="+tmp), d.env...)
+	cmd.SysProcAttr = &d.attr
 	d.process = serve(t, d.dir, filepath.Base(d.binary), cmd, func() bool {
 		return exec.Command(tool("buildctl"), "--addr", d.address(), "debug", "workers").Run() == nil
 	})

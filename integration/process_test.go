@@ -43,7 +43,10 @@ var spawn = func() func(*exec.Cmd) error {
 		}
 	}()
 	return func(cmd *exec.Cmd) error {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+		if cmd.SysProcAttr == nil {
+			cmd.SysProcAttr = &syscall.SysProcAttr{}
+		}
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGTERM
 		s := start{cmd, make(chan error)}
 		starts <- s
 		return <-s.err

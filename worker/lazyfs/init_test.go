@@ -17,6 +17,9 @@ func TestInit(t *testing.T) {
 		errno       unix.Errno
 	}{
 		"Linux 5.0":                  {fuse.InitIn{Major: 7, Minor: 28, Flags: old}, false, unix.EPROTO},
+		"Linux 5.1":                  {fuse.InitIn{Major: 7, Minor: 29, Flags: old}, false, 0},
+		"Linux 5.2":                  {fuse.InitIn{Major: 7, Minor: 30, Flags: old}, false, 0},
+		"Linux 5.4":                  {fuse.InitIn{Major: 7, Minor: 31, Flags: old}, false, 0},
 		"Linux 5.10":                 {fuse.InitIn{Major: 7, Minor: 32, Flags: old}, false, 0},
 		"a message that ends before": {fuse.InitIn{Major: 7, Minor: 32, Flags: old, Flags2: fuse.CAP_PASSTHROUGH >> 32}, false, 0},
 		"Linux 6.1":                  {fuse.InitIn{Major: 7, Minor: 37, Flags: old | fuse.CAP_INIT_EXT}, false, 0},

@@ -3,8 +3,10 @@ package lazyfs
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -89,6 +91,45 @@ func TestNoPassthrough(t *testing.T) {
 	defer f.Close()
 	checkRead(t, f, hugeFile, 1<<20, 1<<20)
 	require.NotZero(t, reads.Load())
+}
+
+const refusedDir = "LAZYFS_REFUSED_DIR"
+
+// TestPassthroughRefused has a user namespace mount the layer, whose kernel offers
+// passthrough and refuses it once a file is opened.
+func TestPassthroughRefused(t *testing.T) {
+	needMounts(t)
+	cmd := exec.Command(os.Args[0], "-test.run=^TestRefused$", "-test.v")
+	cmd.Env = append(os.Environ(), refusedDir+"="+t.TempDir())
+	root := []syscall.SysProcIDMap{{Size: 1}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS, UidMappings: root, GidMappings: root}
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, string(out), "--- PASS: TestRefused")
+}
+
+func TestRefused(t *testing.T) {
+	dir := os.Getenv(refusedDir)
+	if dir == "" {
+		t.Skip("is run by TestPassthroughRefused")
+	}
+	layer := layerOf(large("huge", hugeFile))
+	layer.complete(t, "huge")
+	reads := counting(layer)
+	server, err := Mount(dir, layer, Options{})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, server.Unmount()) }()
+	for range 2 {
+		f, err := os.Open(filepath.Join(dir, "huge"))
+		require.NoError(t, err)
+		checkRead(t, f, hugeFile, 1<<20, 1<<20)
+		require.NoError(t, f.Close())
+	}
+	require.NotZero(t, reads.Load())
+	opens := &server.conn.files.opens
+	opens.mu.Lock()
+	defer opens.mu.Unlock()
+	require.Equal(t, hasPassthrough(), opens.refused)
 }
 
 // TestPassthroughOnOverlay reads through the overlay that a build has above.
