@@ -36,6 +36,29 @@ func TestStockRoot(t *testing.T) {
 	d.build(t, dir, "--output", profiled(image+":ours"))
 }
 
+// RUN steps have the socket for spans of their own daemon, which ends with that
+// daemon alone, and comes back after a kill.
+func TestTraceSocketOfEach(t *testing.T) {
+	needs(t)
+	dir := writeFiles(t, map[string]string{"Dockerfile": `
+FROM ` + busybox(t) + `
+ARG ROUND
+RUN test -S /dev/otel-grpc.sock && echo has its socket in $ROUND
+`})
+	d, other := startDaemon(t, ours), startDaemon(t, ours)
+	requireSocket := func(d *daemon, round string) {
+		t.Helper()
+		p := d.build(t, dir, "--build-arg", "ROUND="+round, "--output", "type=cacheonly")
+		require.Contains(t, p.logs.String(), "has its socket in "+round)
+	}
+	requireSocket(other, "one")
+	require.NoError(t, other.stop())
+	requireSocket(d, "two")
+	d.kill()
+	d.start(t)
+	requireSocket(d, "three")
+}
+
 // Layers of a base that are ordered already get the order of the new image only
 // on demand.
 func TestReorder(t *testing.T) {

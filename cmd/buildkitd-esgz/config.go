@@ -35,11 +35,15 @@ func loadConfig(c *cli.Command, settings []setting) (cfg config.Config, warnings
 	if err := applySettings(c, settings, &cfg); err != nil {
 		return cfg, nil, err
 	}
+	if cfg.Root != "" {
+		if cfg.Root, err = filepath.Abs(cfg.Root); err != nil {
+			return cfg, nil, err
+		}
+	}
 	if err := setDefaults(&cfg); err != nil {
 		warnings = append(warnings, err.Error())
 	}
-	cfg.Root, err = filepath.Abs(cfg.Root)
-	return cfg, warnings, err
+	return cfg, warnings, nil
 }
 
 // readConfig reads a file. Its warnings name the keys that mean nothing, which

@@ -202,6 +202,11 @@ func TestDefaults(t *testing.T) {
 	cfg, err = given(t, "--config", write(t, ""), "--root=relative")
 	require.NoError(t, err)
 	require.True(t, filepath.IsAbs(cfg.Root), cfg.Root)
+	require.Equal(t, filepath.Join(cfg.Root, "otel-grpc.sock"), cfg.OTEL.SocketPath)
+
+	cfg, err = given(t, "--config", write(t, ""), "--root=/var/lib/../lib/buildkit/")
+	require.NoError(t, err)
+	require.Equal(t, "/run/buildkit/otel-grpc.sock", cfg.OTEL.SocketPath)
 }
 
 func TestLogging(t *testing.T) {

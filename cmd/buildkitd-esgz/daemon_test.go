@@ -72,7 +72,6 @@ func newDaemon(t *testing.T, dir string, args ...string) *daemon {
 		"--config", config,
 		"--root", filepath.Join(dir, "root"),
 		"--addr", "unix://" + filepath.Join(dir, "d.sock"),
-		"--otel-socket-path", filepath.Join(dir, "otel.sock"),
 		"--debugaddr", "unix://" + filepath.Join(dir, "debug.sock"),
 		"--containerd-worker=false", "--oci-worker-net=host", "--oci-worker-snapshotter=native",
 		"--log-format=json",
@@ -104,7 +103,7 @@ func (d *daemon) stop(t *testing.T) []string {
 		t.Fatal("still running")
 	}
 	var left []string
-	for _, pattern := range []string{"*.sock", "root/*.lock"} {
+	for _, pattern := range []string{"*.sock", "root/*.sock", "root/*.lock"} {
 		found, err := filepath.Glob(filepath.Join(d.dir, pattern))
 		require.NoError(t, err)
 		left = append(left, found...)

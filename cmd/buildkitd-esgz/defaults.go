@@ -32,15 +32,15 @@ func setDefaults(cfg *config.Config) error {
 // find out.
 func fillDefaults(cfg *config.Config) {
 	rootless := rootlessPaths()
-	root, address := appdefaults.Root, appdefaults.Address
+	address := appdefaults.Address
 	if rootless {
-		root, address = appdefaults.UserRoot(), appdefaults.UserAddress()
+		address = appdefaults.UserAddress()
 	}
-	fill(&cfg.Root, root)
+	fill(&cfg.Root, defaultRoot())
 	if len(cfg.GRPC.Address) == 0 {
 		cfg.GRPC.Address = []string{address}
 	}
-	fill(&cfg.OTEL.SocketPath, appdefaults.TraceSocketPath(rootless))
+	fill(&cfg.OTEL.SocketPath, traceSocketPath(cfg.Root))
 	if len(cfg.CDI.SpecDirs) == 0 {
 		cfg.CDI.SpecDirs = appdefaults.CDISpecDirs
 	}
@@ -68,6 +68,24 @@ func fillNetworkDefaults(network *config.NetworkConfig, rootless bool) {
 	fill(&network.CNIBinaryPath, appdefaults.DefaultCNIBinDir)
 	fill(&network.BridgeName, appdefaults.BridgeName)
 	fill(&network.BridgeSubnet, appdefaults.BridgeSubnet)
+}
+
+func defaultRoot() string {
+	if rootlessPaths() {
+		return appdefaults.UserRoot()
+	}
+	return appdefaults.Root
+}
+
+// traceSocketPath is where the daemon with that root listens for spans. Each has
+// a socket of its own: it goes when the daemon ends, and RUN steps need it.
+// BuildKit has one for all daemons of a machine, whose path the daemon with the
+// default root keeps.
+func traceSocketPath(root string) string {
+	if root == defaultRoot() {
+		return appdefaults.TraceSocketPath(rootlessPaths())
+	}
+	return filepath.Join(root, "otel-grpc.sock")
 }
 
 func fill(field *string, value string) { *field = cmp.Or(*field, value) }

@@ -137,8 +137,6 @@ func (d *daemon) command(ctx context.Context) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, d.w.opt.daemon,
 		"--config", filepath.Join(filepath.Dir(d.root), "toml"), "--root", d.root,
 		"--addr", d.address, "--debugaddr", "unix://"+d.debug,
-		// All daemons of a machine have the same one by default, and remove it.
-		"--otel-socket-path", filepath.Join(filepath.Dir(d.root), "otel"),
 		"--containerd-worker=false", "--oci-worker-net=host", "--oci-worker-snapshotter", d.snapshotter)
 	cmd.Env = append(os.Environ(), "TMPDIR="+d.tmp)
 	return cmd
