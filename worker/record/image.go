@@ -1,6 +1,7 @@
 package record
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -15,10 +16,10 @@ type image struct {
 func openImage(dirs []string) (*image, error) {
 	im := &image{}
 	for _, dir := range dirs {
-		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		fd, err := unix.Openat2(unix.AT_FDCWD, dir, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC})
 		if err != nil {
 			im.close()
-			return nil, err
+			return nil, fmt.Errorf("openat2, which takes Linux 5.6: %w", err)
 		}
 		im.layers = append(im.layers, fd)
 	}

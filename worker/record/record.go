@@ -40,8 +40,10 @@
 // elsewhere. A rootless daemon may not mark a superblock, and is not told which
 // process opened what. A step with --security=insecure may unmount a filesystem
 // that it has mounted from the root filesystem, and an event that waits to be
-// taken would keep that busy. In these cases the log of the step and a warning say so: a
-// step runs as usual, and a workload is not started.
+// taken would keep that busy. A kernel, or the seccomp profile of the daemon's
+// container, may lack marks on superblocks (Linux 4.20) or openat2 (Linux 5.6). In
+// these cases the log of the step and a warning say so: a step runs as usual, and
+// a workload is not started.
 //
 // Events are lost where the kernel's queue overflows or a file cannot be opened,
 // and a workload may be stopped because the disk is full. The summary beside the
