@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // A root goes from the stock daemon to ours and back, with its cache.
@@ -43,13 +44,15 @@ func TestTraceSocketOfEach(t *testing.T) {
 	dir := writeFiles(t, map[string]string{"Dockerfile": `
 FROM ` + busybox(t) + `
 ARG ROUND
-RUN test -S /dev/otel-grpc.sock && echo has its socket in $ROUND
+RUN echo $ROUND: inode $(stat -c %i /dev/otel-grpc.sock).
 `})
 	d, other := startDaemon(t, ours), startDaemon(t, ours)
 	requireSocket := func(d *daemon, round string) {
 		t.Helper()
 		p := d.build(t, dir, "--build-arg", "ROUND="+round, "--output", "type=cacheonly")
-		require.Contains(t, p.logs.String(), "has its socket in "+round)
+		var st unix.Stat_t
+		require.NoError(t, unix.Stat(filepath.Join(d.dir, "root", "otel-grpc.sock"), &st))
+		require.Contains(t, p.logs.String(), fmt.Sprintf("%s: inode %d.", round, st.Ino))
 	}
 	requireSocket(other, "one")
 	require.NoError(t, other.stop())
