@@ -1,6 +1,7 @@
 package frontend
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,8 +16,10 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/solver/result"
 	spb "github.com/moby/buildkit/sourcepolicy/pb"
+	"github.com/moby/buildkit/util/bklog"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
@@ -227,6 +230,26 @@ func TestWarnings(t *testing.T) {
 			require.Equal(t, tc.paths, paths(t, res, "linux/amd64"))
 		})
 	}
+}
+
+// A recording that stays mounted is one for the log.
+func TestUnmountFails(t *testing.T) {
+	b := &fakeBridge{t: t}
+	f := New(image(ocispecs.ImageConfig{Cmd: []string{"app"}}, amd64), options())
+	f.open = func(ctx context.Context, res solver.Result, sid string) (string, func() error, error) {
+		dir, _, err := open(ctx, res, sid)
+		return dir, func() error { return errors.New("it is busy") }, err
+	}
+	var log bytes.Buffer
+	logger := logrus.New()
+	logger.SetOutput(&log)
+	ctx, _ := wishing(t, nil)
+	ctx = bklog.WithLogger(ctx, logrus.NewEntry(logger))
+	res, err := f.Solve(ctx, b, nil, nil, nil, "sid", nil)
+	require.NoError(t, err)
+	require.Equal(t, []string{"app"}, paths(t, res, "linux/amd64"))
+	require.Contains(t, log.String(), "it is busy")
+	release(ctx, res)
 }
 
 // A recording that is not complete, and from an earlier build, is made again; it

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/bklog"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
 )
@@ -142,7 +143,12 @@ func (rec *recordings) read(ctx context.Context, def *pb.Definition) (p *profile
 	if err != nil {
 		return nil, v, fmt.Errorf("output: %w", err)
 	}
-	defer unmount()
+	defer func() {
+		// What was read is right all the same.
+		if err := unmount(); err != nil {
+			bklog.G(ctx).WithError(err).Error("unmounting a recording")
+		}
+	}()
 	return rec.f.opts.readOutput(ctx, dir)
 }
 
