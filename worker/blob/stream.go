@@ -306,8 +306,11 @@ func (s *Stream) fail(err error, refused bool) error {
 	}
 	if s.ctx.Err() == nil {
 		s.blob.line.counts.failures.Add(1)
-	} else if last := s.trial.last(); last != nil {
-		e.Err = fmt.Errorf("%w after: %w", err, last)
+		return e
+	}
+	e.Err = context.Cause(s.ctx)
+	if last := s.trial.last(); last != nil {
+		e.Err = fmt.Errorf("%w (last: %w)", e.Err, last)
 	}
 	return e
 }

@@ -95,7 +95,7 @@ func TestCancelNamesTheCause(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		_, err := read(ctx, NewLine(Options{}).Open(someDigest, source(h.host())).With(Wanted), 0, 100)
-		require.EqualError(t, err, "layer "+someDigest.String()+" from registry.example: context deadline exceeded after: 503 Service Unavailable")
+		require.EqualError(t, err, "layer "+someDigest.String()+" from registry.example: context deadline exceeded (last: 503 Service Unavailable)")
 	})
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
@@ -159,6 +160,21 @@ func TestAccess(t *testing.T) {
 	p.set("third", true, true)
 	require.NoError(t, l.Announce(t.Context(), p.labels("third")))
 	require.NotContains(t, l.grants, grant{"right", place{p.name(), "base"}}, "its session has ended")
+}
+
+// A build whose registry is gone is told so before its step begins, and does not
+// wait as long as a process that reads.
+func TestAccessOfGoneRegistry(t *testing.T) {
+	p := servePrivate(t, 10)
+	l := p.open(t, Config{Deadline: config.Duration{Duration: 20 * time.Second}, MountTimeout: config.Duration{Duration: time.Second}})
+	p.set("right", true, true)
+	require.NoError(t, p.fetch(t, l, "right"))
+	p.Close()
+	p.set("second", true, true)
+	err := l.Announce(t.Context(), p.labels("second"))
+	for _, part := range []string{"base:latest is lazy", "not all here", "from " + p.name(), "no answer after 1s, see mount_timeout", "connection refused"} {
+		require.ErrorContains(t, err, part)
+	}
 }
 
 // A layer that is mounted again fetches nothing before a build comes that may,

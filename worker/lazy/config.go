@@ -29,7 +29,8 @@ type Config struct {
 	// Stall is after how long without a byte a connection counts as dead.
 	Stall config.Duration `toml:"stall"`
 	// MountTimeout is how long a build waits for the index of a layer before
-	// it pulls the layer as usual.
+	// it pulls the layer as usual, and for its registry before it uses one that
+	// is mounted and not all here.
 	MountTimeout config.Duration `toml:"mount_timeout"`
 	Fuse         Fuse            `toml:"fuse"`
 }

@@ -107,19 +107,27 @@ func (l *Layers) ID(labels map[string]string) (string, error) {
 //
 // Who asks stands in the labels of the context's call, see [WithLabels]. Without
 // any, it is for those that the layer was announced to.
-func (l *Layers) Fetch(ctx context.Context, id string) (err error) {
+func (l *Layers) Fetch(ctx context.Context, id string) error {
 	key, err := parseID(id)
 	if err != nil {
 		return err
 	}
+	return l.patiently(ctx, "index", func(ctx context.Context) error { return l.fetchCalled(ctx, id, key) })
+}
+
+// patiently bounds how long a registry may hold up a step before it begins.
+func (l *Layers) patiently(ctx context.Context, what string, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, l.opts.MountTimeout.Duration,
-		fmt.Errorf("no index after %s, see mount_timeout", l.opts.MountTimeout.Duration))
+		fmt.Errorf("no %s after %s, see mount_timeout", what, l.opts.MountTimeout.Duration))
 	defer cancel()
-	defer func() {
-		if err != nil && ctx.Err() != nil {
-			err = fmt.Errorf("%w: %w", err, context.Cause(ctx))
-		}
-	}()
+	err := do(ctx)
+	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, cause) {
+		return fmt.Errorf("%w: %w", err, cause)
+	}
+	return err
+}
+
+func (l *Layers) fetchCalled(ctx context.Context, id string, key store.Key) error {
 	call, ok := callLabels(ctx)
 	of, notOurs := keyOf(call)
 	own := ok && notOurs == nil && of == key
@@ -221,7 +229,8 @@ func (l *Layers) Announce(ctx context.Context, labels map[string]string) error {
 	open := l.open[id]
 	l.mu.Unlock()
 	if open == nil || !open.Complete() {
-		if err := l.prove(ctx, key, places); err != nil {
+		prove := func(ctx context.Context) error { return l.prove(ctx, key, places) }
+		if err := l.patiently(ctx, "answer", prove); err != nil {
 			return fmt.Errorf("%s is lazy, and not all here: %w", labels[refLabel], err)
 		}
 	}
