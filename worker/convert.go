@@ -13,6 +13,7 @@ import (
 	cacheconfig "github.com/moby/buildkit/cache/config"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/util/bklog"
 	bkcompression "github.com/moby/buildkit/util/compression"
 	"github.com/moby/buildkit/util/contentutil"
 	"github.com/moby/buildkit/util/converter"
@@ -34,7 +35,22 @@ func (d *decorated) GetRemotes(ctx context.Context, ref cache.ImmutableRef, crea
 	if ref == nil {
 		return nil, nil
 	}
-	if d.opt.layers == nil || !cfg.Compression.Force {
+	if d.opt.layers == nil {
+		return ref.GetRemotes(ctx, createIfNeeded, cfg, all, s)
+	}
+	call := d.exports.begin(s)
+	defer call.end()
+	for {
+		remotes, err := d.getRemotes(ctx, ref, createIfNeeded, cfg, all, s)
+		if err == nil || ctx.Err() != nil || !call.failed(d.opt.host.alive) {
+			return remotes, err
+		}
+		bklog.G(ctx).WithError(err).Warn("the layers are asked for again: another build, which had asked for them too, has ended")
+	}
+}
+
+func (d *decorated) getRemotes(ctx context.Context, ref cache.ImmutableRef, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group) ([]*solver.Remote, error) {
+	if !cfg.Compression.Force {
 		return ref.GetRemotes(ctx, createIfNeeded, cfg, all, s)
 	}
 	cfg.Compression.Force = false

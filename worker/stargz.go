@@ -60,7 +60,7 @@ func limits(policy []client.PruneInfo) (l lazy.Limits) {
 
 // open opens the snapshots in a directory of the worker's.
 func (s *stargz) open(dir string) (snapshots.Snapshotter, error) {
-	layers, err := lazy.New(dir, lazy.Options{Hosts: s.hosts, Alive: s.alive, UserXattr: userXattr(dir), Limits: s.limits, Config: s.config})
+	layers, err := lazy.New(dir, lazy.Options{Hosts: s.hosts, Alive: s.host.alive, UserXattr: userXattr(dir), Limits: s.limits, Config: s.config})
 	if err != nil {
 		return nil, err
 	}
@@ -106,10 +106,4 @@ func (s *stargz) hosts(ref reference.Spec, id string) ([]docker.RegistryHost, er
 	return resolver.DefaultPool.
 		GetResolver(s.host.Registries, ref.String(), resolver.ScopeType{}, s.host.Sessions, session.NewGroup(sessions...)).
 		HostsFunc(ref.Hostname())
-}
-
-// alive says whether a session's client is still connected.
-func (s *stargz) alive(id string) bool {
-	caller, err := s.host.Sessions.Get(context.Background(), id, true)
-	return err == nil && caller != nil
 }

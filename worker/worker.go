@@ -52,6 +52,12 @@ type Host struct {
 	TraceSocket string
 }
 
+// alive says whether a session's client is still connected.
+func (h *Host) alive(id string) bool {
+	caller, err := h.Sessions.Get(context.Background(), id, true)
+	return err == nil && caller != nil
+}
+
 // Options is what the daemon adds to BuildKit's workers.
 type Options struct {
 	// WrapExporter returns what stands in for e, which is what BuildKit would
@@ -78,6 +84,7 @@ type decorated struct {
 	walks   walks
 
 	conversions flightcontrol.Group[ocispecs.Descriptor]
+	exports     overlaps // calls of GetRemotes
 }
 
 var _ bkworker.Worker = (*decorated)(nil)
