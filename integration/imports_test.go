@@ -48,7 +48,7 @@ var rules = []rule{
 		reason: "a filesystem shows what the store has and fetches nothing by itself"},
 	{path: "worker/snapshot", never: []string{fuse},
 		reason: "the snapshotter knows a mounter, not FUSE"},
-	{path: "worker/lazy", imports: []string{"worker/blob", "worker/store", "worker/lazyfs", "worker/snapshot"}, never: []string{fuse},
+	{path: "worker/lazy", imports: []string{"compression/estargz", "worker/blob", "worker/store", "worker/lazyfs", "worker/snapshot"}, never: []string{fuse},
 		reason: "it puts the parts together that do not know each other"},
 	{path: "worker/record", imports: []string{"compression/profile"},
 		reason: "recording reads needs no knowledge of layers"},

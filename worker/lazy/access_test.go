@@ -104,7 +104,7 @@ func (p *private) open(t *testing.T, c Config) *Layers {
 func (p *private) labels(session string) map[string]string {
 	ref := p.name() + "/base:latest"
 	labels := map[string]string{
-		refLabel: ref, digestLabel: digest.FromBytes(p.blob).String(), tocLabel: p.toc.String(),
+		refLabel: ref, digestLabel: digest.FromBytes(p.blob).String(), estargz.TOCDigestAnnotation: p.toc.String(),
 	}
 	if session != "" {
 		labels[refLabel+".x"], labels[sessionLabel+".0.x"] = ref, session

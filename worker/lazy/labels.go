@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/blob"
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
 )
@@ -20,13 +21,13 @@ import (
 // The labels by which BuildKit's cache tells a snapshotter where a layer is.
 // They stand there twice: bare, to stay with the snapshot, and each followed by
 // a dot and an ID for the time of one call, since one layer may be in several
-// places. Sessions come with the latter only, with a number before that ID.
+// places. Sessions come with the latter only, with a number before that ID. The
+// label with the digest of the TOC is named like the annotation.
 const (
 	refLabel     = "containerd.io/snapshot/remote/stargz.reference"
 	digestLabel  = "containerd.io/snapshot/remote/stargz.digest"
 	layersLabel  = "containerd.io/snapshot/remote/stargz.layers"
 	sessionLabel = "containerd.io/snapshot/remote/stargz.session"
-	tocLabel     = "containerd.io/snapshot/stargz/toc.digest"
 )
 
 // Hosts returns the hosts that have the images of a reference, with the
@@ -34,10 +35,10 @@ const (
 type Hosts func(ref reference.Spec, session string) ([]docker.RegistryHost, error)
 
 func keyOf(labels map[string]string) (store.Key, error) {
-	if labels[tocLabel] == "" {
+	if labels[estargz.TOCDigestAnnotation] == "" {
 		return store.Key{}, errors.New("it is no eStargz, or its descriptor does not tell the digest of its TOC")
 	}
-	return newKey(labels[digestLabel], labels[tocLabel])
+	return newKey(labels[digestLabel], labels[estargz.TOCDigestAnnotation])
 }
 
 func newKey(blob, toc string) (key store.Key, err error) {
@@ -165,10 +166,10 @@ func (l *Layers) Labels(blob digest.Digest) (labels Labels, ok bool) {
 // lasting are the labels by which the layer can be prepared again.
 func lasting(labels map[string]string) Labels {
 	kept := map[string]string{}
-	for _, name := range []string{refLabel, digestLabel, layersLabel, tocLabel} {
+	for _, name := range []string{refLabel, digestLabel, layersLabel, estargz.TOCDigestAnnotation} {
 		kept[name] = labels[name]
 	}
-	return Labels{Ref: labels[refLabel], Snapshot: kept, Annotations: map[string]string{tocLabel: labels[tocLabel]}}
+	return Labels{Ref: labels[refLabel], Snapshot: kept, Annotations: map[string]string{estargz.TOCDigestAnnotation: labels[estargz.TOCDigestAnnotation]}}
 }
 
 // Lasting leaves out the labels that came for one call only, which must not be

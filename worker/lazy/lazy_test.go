@@ -10,6 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/pelletier/go-toml/v2"
 	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
 )
 
 func TestConfig(t *testing.T) {
@@ -63,10 +65,10 @@ func TestLabels(t *testing.T) {
 	}}}
 	layer, above, toc := digest.FromString("layer").String(), digest.FromString("above").String(), digest.FromString("toc").String()
 	labels := map[string]string{
-		refLabel:    "registry.example/dir/one:latest",
-		digestLabel: layer,
-		tocLabel:    toc,
-		layersLabel: layer + "," + above,
+		refLabel:                    "registry.example/dir/one:latest",
+		digestLabel:                 layer,
+		estargz.TOCDigestAnnotation: toc,
+		layersLabel:                 layer + "," + above,
 	}
 
 	id, err := l.ID(labels)
@@ -91,16 +93,16 @@ func TestLabels(t *testing.T) {
 	}
 	require.Equal(t, []asked{{"registry.example/dir/one:latest", "x"}, {"registry.example/dir/one:latest", "y"}, {"other.example/two:latest", ""}}, calls)
 
-	labels[tocLabel+".a"], labels["any.b"], labels[sessionLabel+".0.c"] = toc, "thing", "z"
+	labels[estargz.TOCDigestAnnotation+".a"], labels["any.b"], labels[sessionLabel+".0.c"] = toc, "thing", "z"
 	labels["not.for-one-call"] = "stays"
 	require.Equal(t, map[string]string{
-		refLabel:    "registry.example/dir/one:latest",
-		digestLabel: layer,
-		tocLabel:    toc,
-		layersLabel: layer + "," + above, "not.for-one-call": "stays",
+		refLabel:                    "registry.example/dir/one:latest",
+		digestLabel:                 layer,
+		estargz.TOCDigestAnnotation: toc,
+		layersLabel:                 layer + "," + above, "not.for-one-call": "stays",
 	}, Lasting(labels))
 
-	delete(labels, tocLabel)
+	delete(labels, estargz.TOCDigestAnnotation)
 	_, err = l.ID(labels)
 	require.ErrorContains(t, err, "no eStargz")
 	_, err = parseID("sha256:short@" + toc)

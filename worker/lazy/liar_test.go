@@ -62,7 +62,7 @@ func serve(t *testing.T, blobs map[digest.Digest][]byte) (name string) {
 
 // bare are the labels of a snapshot, called those of a session's call.
 func bare(registry string, blob, toc digest.Digest) map[string]string {
-	return map[string]string{refLabel: registry + "/base:latest", digestLabel: blob.String(), tocLabel: toc.String()}
+	return map[string]string{refLabel: registry + "/base:latest", digestLabel: blob.String(), estargz.TOCDigestAnnotation: toc.String()}
 }
 
 func called(registry string, blob, toc digest.Digest, session string) map[string]string {
