@@ -1,14 +1,18 @@
 package integration
 
 import (
+	"bufio"
 	"encoding/base64"
 	"encoding/json"
+	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 
+	"github.com/moby/buildkit/client"
 	"github.com/stretchr/testify/require"
 )
 
@@ -104,6 +108,52 @@ func TestLazyCredentials(t *testing.T) {
 		require.Equal(t, want, sum(t, d.build(t, upon(t, g.address+"/"+name, sumAll))))
 		g.requireLazy(t, name)
 	})
+}
+
+// Builds that share a step share its reads, and one of them may end in the middle:
+// the step goes on with the credentials of those that are left.
+func TestLazySharedStep(t *testing.T) {
+	needs(t)
+	name := pushLazy(t)
+	g, d := newGate(t), startLazy(t, onDemand)
+	d.build(t, upon(t, g.address+"/"+name, "true"))
+	dir := upon(t, g.address+"/"+name, sumAll)
+
+	read, released := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	g.do(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Range") != "bytes=0-0" { // which is asked for to see whether a build may read
+			once.Do(func() { close(read) })
+			<-released
+		}
+		g.forward.ServeHTTP(w, r)
+	})
+	first := d.command(t.Context(), "buildx", "build", "--progress=quiet", dir)
+	require.NoError(t, first.Start())
+	<-read
+
+	second := d.command(t.Context(), "buildx", "build", "--progress=rawjson", dir)
+	stderr, err := second.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, second.Start())
+	lines := bufio.NewReader(stderr)
+	for shares := false; !shares; {
+		line, err := lines.ReadBytes('\n')
+		require.NoError(t, err, "the step has not begun")
+		var status client.SolveStatus
+		if json.Unmarshal(line, &status) == nil {
+			shares = slices.ContainsFunc(status.Vertexes, func(v *client.Vertex) bool {
+				return strings.Contains(v.Name, sumAll) && v.Started != nil
+			})
+		}
+	}
+	require.NoError(t, first.Process.Kill())
+	require.Error(t, first.Wait())
+	close(released)
+	p := readProgress(lines)
+	require.NoError(t, second.Wait(), p.text())
+	require.Equal(t, sums(t, registry(t)+"/"+name), sum(t, p))
+	g.requireLazy(t, name)
 }
 
 // requireNoSessions looks for labels with sessions in the databases of a daemon

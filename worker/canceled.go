@@ -15,7 +15,21 @@ import (
 // and the solver drops both when nobody wants them any more: nobody releases the
 // results, which cannot be pruned until the daemon ends. Those of a canceled command
 // are not committed here, and the operation releases them itself.
-type lastRun struct{ canceled error }
+type lastRun struct {
+	canceled error
+	// The sessions of the builds that share the command, which the operation
+	// tells the cache and not the executor.
+	sessions session.Group
+}
+
+type sessionsKey struct{}
+
+// sessionsOf are those of the builds that share the command which an executor runs
+// in this context. They change as builds join it and end.
+func sessionsOf(ctx context.Context) session.Group {
+	g, _ := ctx.Value(sessionsKey{}).(session.Group)
+	return g
+}
 
 // executor returns e, which tells how its last process ended.
 func (l *lastRun) executor(e executor.Executor) executor.Executor { return &toldExecutor{e, l} }
@@ -30,6 +44,7 @@ type toldExecutor struct {
 
 func (e *toldExecutor) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (types.Recorder, error) {
 	e.run.canceled = nil
+	ctx = context.WithValue(ctx, sessionsKey{}, e.run.sessions)
 	recorder, err := e.Executor.Run(ctx, id, root, mounts, process, started)
 	if ctx.Err() != nil {
 		e.run.canceled = err
@@ -43,6 +58,7 @@ type toldCache struct {
 }
 
 func (c *toldCache) New(ctx context.Context, parent cache.ImmutableRef, s session.Group, opts ...cache.RefOption) (cache.MutableRef, error) {
+	c.run.sessions = s
 	ref, err := c.Manager.New(ctx, parent, s, opts...)
 	if err != nil {
 		return nil, err

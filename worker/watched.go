@@ -33,7 +33,7 @@ func (e *watchedExecutor) Run(ctx context.Context, id string, root executor.Moun
 	for i, m := range mounts {
 		mounts[i] = u.watch(m)
 	}
-	end := e.layers.Watch(ctx, u.has)
+	end := e.layers.Watch(ctx, u.has, sessionsOf(ctx))
 	recorder, err := e.Executor.Run(ctx, id, root, mounts, process, started)
 	return recorder, end(err)
 }
@@ -117,7 +117,7 @@ type watchedOp struct {
 }
 
 func (o *watchedOp) Exec(ctx context.Context, job solver.JobContext, inputs []solver.Result) ([]solver.Result, error) {
-	end := o.layers.Watch(ctx, usedBy(inputs...))
+	end := o.layers.Watch(ctx, usedBy(inputs...), job.Session())
 	outputs, err := o.Op.Exec(ctx, job, inputs)
 	return outputs, end(err)
 }
@@ -131,7 +131,7 @@ func (o *watchedOp) CacheMap(ctx context.Context, job solver.JobContext, index i
 	for i, dep := range m.Deps {
 		if sum := dep.ComputeDigestFunc; sum != nil {
 			m.Deps[i].ComputeDigestFunc = func(ctx context.Context, r solver.Result, g session.Group) (digest.Digest, error) {
-				end := o.layers.Watch(ctx, usedBy(r))
+				end := o.layers.Watch(ctx, usedBy(r), g)
 				d, err := sum(ctx, r, g)
 				return d, end(err)
 			}

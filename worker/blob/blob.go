@@ -45,6 +45,11 @@ type Source struct {
 	// when it is not. Nil means always.
 	Alive func() bool
 
+	// Successors returns the sources of those that have an operation in common
+	// with the reader which reads the blob. It is called when the reader is
+	// gone. It may be nil.
+	Successors func(blob digest.Digest) []Source
+
 	// Answered is called when a host has given the reader some of the blob. It
 	// may be nil.
 	Answered func()

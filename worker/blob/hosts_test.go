@@ -200,6 +200,41 @@ func TestReaders(t *testing.T) {
 	require.Empty(t, b.roster.places)
 }
 
+// Whoever shares what a reader has begun reads on when that one is gone, and is
+// followed in turn. Those that are known are not added again.
+func TestSuccessors(t *testing.T) {
+	blob := contents(1000)
+	var asked []string
+	r := serve(t, blob, func(_ http.ResponseWriter, req *http.Request) bool {
+		asked = append(asked, req.Header.Get("X-Session"))
+		return false
+	})
+	gone, next := map[string]bool{}, map[string][]string{"first": {"second", "third"}, "second": {"third"}}
+	var reader func(name string) Source
+	reader = func(name string) Source {
+		h := r.host()
+		h.Header = http.Header{"X-Session": {name}}
+		s := source(h)
+		s.Reader, s.Alive = name, func() bool { return !gone[name] }
+		s.Successors = func(d digest.Digest) (sources []Source) {
+			require.Equal(t, r.digest(), d)
+			for _, name := range next[name] {
+				sources = append(sources, reader(name))
+			}
+			return sources
+		}
+		return s
+	}
+	b := NewLine(impatient).Open(r.digest(), reader("first"))
+	for i, name := range []string{"first", "second", "third"} {
+		wantRange(t, b, blob, int64(10*i), 10)
+		gone[name] = true
+	}
+	require.Equal(t, []string{"first", "second", "third"}, asked)
+	require.ErrorIs(t, wantError(t, b), errEnded)
+	require.Empty(t, b.roster.places)
+}
+
 // What has failed once is asked again after a while, in its turn.
 func TestGrudge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -27,7 +27,7 @@ var (
 
 // A roster says which host of a blob is asked next: by the order of sources and
 // their hosts, those that have failed lately last. Sources whose reader is gone
-// are forgotten.
+// are replaced by its successors.
 type roster struct {
 	blob *Blob
 
@@ -117,7 +117,8 @@ func (r *roster) pick(tried func(key) bool) *host {
 	return best
 }
 
-// living are the places whose readers are there.
+// living are the places whose readers are there. The successors of the others
+// come last.
 func (r *roster) living() []*place {
 	r.mu.Lock()
 	places := slices.Clone(r.places)
@@ -131,12 +132,22 @@ func (r *roster) living() []*place {
 	if len(gone) == 0 {
 		return places
 	}
-	left := func(p *place) bool { return gone[p] }
+	var successors []Source
+	for p := range gone {
+		if p.Successors != nil {
+			successors = append(successors, p.Successors(r.blob.digest)...)
+		}
+	}
 	r.mu.Lock()
-	r.places = slices.DeleteFunc(r.places, left)
+	defer r.mu.Unlock()
+	r.places = slices.DeleteFunc(r.places, func(p *place) bool { return gone[p] })
 	r.ended = true
-	r.mu.Unlock()
-	return slices.DeleteFunc(places, left)
+	for _, s := range successors {
+		if !slices.ContainsFunc(r.places, func(p *place) bool { return p.same(s) }) {
+			r.places = append(r.places, &place{Source: s})
+		}
+	}
+	return slices.Clone(r.places)
 }
 
 // nobody says why there is no host to ask.

@@ -109,6 +109,10 @@ func (l *Layers) appendPlace(sources []blob.Source, ref string, other digest.Dig
 	if err != nil {
 		return sources
 	}
+	return append(sources, l.source(spec, other, session))
+}
+
+func (l *Layers) source(spec reference.Spec, other digest.Digest, session string) blob.Source {
 	s := blob.Source{
 		Digest:     other,
 		Registry:   spec.Hostname(),
@@ -119,8 +123,15 @@ func (l *Layers) appendPlace(sources []blob.Source, ref string, other digest.Dig
 	if session != "" {
 		s.Alive = func() bool { return l.opts.Alive(session) }
 		s.Answered = func() { l.access.grant(grant{session, placeOf(s)}) }
+		s.Successors = func(d digest.Digest) []blob.Source {
+			var sources []blob.Source
+			for _, other := range l.successors(session, d) {
+				sources = append(sources, l.source(spec, s.Digest, other))
+			}
+			return sources
+		}
 	}
-	return append(sources, s)
+	return s
 }
 
 // public are the same places for whoever may read them without credentials, as

@@ -42,6 +42,8 @@ type Layers struct {
 	blobs  map[string]*blob.Blob // of mounted and announced layers, by ID
 	open   map[string]*layer     // by ID
 	mounts map[string]mounted    // by directory
+
+	watches map[*watch]struct{}
 }
 
 // A mounted layer is served in a directory.
@@ -87,6 +89,7 @@ func New(root string, opts Options) (*Layers, error) {
 		opts: opts, line: line, store: st, ahead: newLookahead(), calm: c, room: r, metrics: m,
 		access: access{alive: opts.Alive, grants: map[grant]struct{}{}, homes: map[string][]place{}},
 		blobs:  map[string]*blob.Blob{}, open: map[string]*layer{}, mounts: map[string]mounted{},
+		watches: map[*watch]struct{}{},
 	}
 	r.used = l.used
 	return l, nil

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/docker/go-units"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/progress"
 	"github.com/opencontainers/go-digest"
@@ -32,10 +34,36 @@ const stderr = 2
 // the layers that it uses are mounted or waited for while it runs. What it
 // returns ends that, and adds to the vertex's error why such a layer could not be
 // read: a process in a container sees no more than EIO.
-func (l *Layers) Watch(ctx context.Context, uses func(blob digest.Digest) bool) (end func(error) error) {
-	w := &watch{layers: l, uses: uses, start: time.Now(), before: l.waits(), stop: make(chan struct{}), done: make(chan struct{})}
+//
+// The sessions are those of the builds that share the vertex. While it runs, the
+// layers are read with the credentials of those that have joined it when the others
+// have ended.
+func (l *Layers) Watch(ctx context.Context, uses func(blob digest.Digest) bool, sessions session.Group) (end func(error) error) {
+	w := &watch{
+		layers: l, uses: uses, sessions: sessions, seen: map[string]bool{},
+		start: time.Now(), before: l.waits(), stop: make(chan struct{}), done: make(chan struct{}),
+	}
+	w.see()
+	l.mu.Lock()
+	l.watches[w] = struct{}{}
+	l.mu.Unlock()
 	go w.run(ctx)
 	return w.end
+}
+
+// successors are the living sessions that share a vertex which uses the blob with
+// one that has ended.
+func (l *Layers) successors(ended string, blob digest.Digest) []string {
+	l.mu.Lock()
+	watches := slices.Collect(maps.Keys(l.watches))
+	l.mu.Unlock()
+	var living []string
+	for _, w := range watches {
+		if w.saw(ended) && w.uses(blob) {
+			living = append(living, slices.DeleteFunc(w.see(), func(s string) bool { return !l.opts.Alive(s) })...)
+		}
+	}
+	return living
 }
 
 func (l *Layers) waits() map[*layer]int64 {
@@ -56,9 +84,30 @@ func (l *Layers) each(do func(*layer)) {
 type watch struct {
 	layers     *Layers
 	uses       func(blob digest.Digest) bool
+	sessions   session.Group // changes as builds join the vertex and end
 	start      time.Time
 	before     map[*layer]int64
 	stop, done chan struct{}
+
+	mu   sync.Mutex
+	seen map[string]bool // sessions that are or were among them
+}
+
+// see returns the sessions of this moment.
+func (w *watch) see() []string {
+	now := session.AllSessionIDs(w.sessions)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range now {
+		w.seen[s] = true
+	}
+	return now
+}
+
+func (w *watch) saw(session string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.seen[session]
 }
 
 func (w *watch) run(ctx context.Context) {
@@ -106,6 +155,9 @@ func (w *watch) show(pw progress.Writer, completed *time.Time) {
 
 // end waits until all is written, since the vertex takes no more afterwards.
 func (w *watch) end(err error) error {
+	w.layers.mu.Lock()
+	delete(w.layers.watches, w)
+	w.layers.mu.Unlock()
 	close(w.stop)
 	<-w.done
 	if err == nil {
