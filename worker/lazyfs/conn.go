@@ -43,7 +43,7 @@ func newConn(device *os.File, files *filesystem) *conn {
 	raw, _ := device.SyscallConn() // fails for a nil file
 	c := &conn{device: device, raw: raw, files: files}
 	c.spare.New = func() any { return newRequest() }
-	c.reads.of = map[uint64]*reading{}
+	c.reads.dying, c.reads.of = dying, map[uint64]*reading{}
 	files.opens.device = raw
 	c.ahead = newAhead(files.layer, c.serving.Go, c.notify)
 	return c
@@ -56,15 +56,15 @@ func (c *conn) start() { c.serving.Go(c.serve) }
 // replaced. One that waits for the disk does not know; but where there is one
 // there are more, and so the next are answered side by side.
 func (c *conn) serve() {
-	v := vigil{layer: c.files.layer}
+	poll := busyPoll{layer: c.files.layer, now: c.files.now}
 	for {
 		r := c.spare.Get().(*request)
-		r.vigil = &v
+		r.poll = &poll
 		if err := c.raw.Read(r.receive); err != nil || r.err != 0 {
 			c.cut()
 			return
 		}
-		v.received()
+		poll.received()
 		if r.header().Opcode == opRead && c.slow.Load() > 0 {
 			c.serving.Go(func() { c.answer(r) })
 			continue
@@ -73,7 +73,7 @@ func (c *conn) serve() {
 		if replaced := c.answer(r); replaced {
 			return
 		}
-		v.done()
+		poll.done()
 	}
 }
 

@@ -17,6 +17,8 @@ import (
 
 // reads are those that were received and not answered, by the kernel's number.
 type reads struct {
+	dying func(thread uint32) bool
+
 	mu  sync.Mutex
 	of  map[uint64]*reading
 	cut bool
@@ -60,7 +62,7 @@ func (c *conn) wait(r *reading) context.Context {
 		cancel()
 	}
 	if r.signalled {
-		c.serving.Go(r.watch)
+		c.serving.Go(func() { c.reads.watch(r) })
 	}
 	return ctx
 }
@@ -91,7 +93,7 @@ func (c *conn) interrupt(unique uint64) unix.Errno {
 		return unix.EAGAIN
 	}
 	if r.cancel != nil && !r.signalled {
-		c.serving.Go(r.watch)
+		c.serving.Go(func() { c.reads.watch(r) })
 	}
 	r.signalled = true
 	return 0
@@ -100,10 +102,10 @@ func (c *conn) interrupt(unique uint64) unix.Errno {
 // watchEvery is how often a thread that got a signal is looked at.
 const watchEvery = 20 * time.Millisecond
 
-func (r *reading) watch() {
+func (s *reads) watch(r *reading) {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	for !dying(r.thread) {
+	for !s.dying(r.thread) {
 		select {
 		case <-tick.C:
 		case <-r.over:

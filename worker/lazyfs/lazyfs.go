@@ -32,6 +32,7 @@ import (
 	"context"
 	"iter"
 	"os"
+	"time"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
 )
@@ -81,6 +82,8 @@ type Options struct {
 	// needed to see what that costs: where the kernel or the daemon's
 	// privileges do not allow passthrough, it is found out.
 	NoPassthrough bool
+
+	now func() time.Time // of tests
 }
 
 var _ Layer = (*store.Layer)(nil)

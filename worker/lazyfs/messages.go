@@ -41,7 +41,7 @@ type request struct {
 	send    func(fd uintptr)
 	size    int        // of the message in bytes
 	err     unix.Errno // of receiving
-	vigil   *vigil     // to be kept while there is no message; may be nil
+	poll    *busyPoll  // says whether to poll while there is no message; may be nil
 
 	// replace, if not nil, has another goroutine receive requests because this
 	// one is going to wait.
@@ -57,7 +57,7 @@ func newRequest() *request {
 }
 
 func (r *request) receiveFrom(fd uintptr) (received bool) {
-	polls := r.vigil != nil && r.vigil.begin()
+	polls := r.poll != nil && r.poll.begin()
 	for {
 		// It does not block, so that the runtime need not know of it.
 		size, _, err := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&r.in[0])), uintptr(len(r.in)))
@@ -65,8 +65,8 @@ func (r *request) receiveFrom(fd uintptr) (received bool) {
 		switch err {
 		case unix.EINTR, unix.ENOENT: // ENOENT: who asked gave up
 		case unix.EAGAIN:
-			if polls = polls && r.vigil.goOn(); !polls {
-				r.vigil = nil // now it sleeps
+			if polls = polls && r.poll.again(); !polls {
+				r.poll = nil // now it sleeps
 				return false
 			}
 		default:

@@ -22,7 +22,10 @@ func needMounts(t *testing.T) {
 }
 
 // mounted mounts a layer for the time of the test. No goroutine outlives it.
-func mounted(t *testing.T, layer Layer, o Options) string {
+func mounted(t *testing.T, layer Layer, o Options) string { return serving(t, layer, o).dir }
+
+// serving is mounted, and returns the server.
+func serving(t *testing.T, layer Layer, o Options) *Server {
 	needMounts(t)
 	before := runtime.NumGoroutine()
 	dir := t.TempDir()
@@ -34,7 +37,7 @@ func mounted(t *testing.T, layer Layer, o Options) string {
 			require.True(t, time.Now().Before(end), "goroutines are left")
 		}
 	})
-	return dir
+	return server
 }
 
 // overlaid mounts an overlay above directories, of which the first is topmost.

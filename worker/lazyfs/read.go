@@ -52,6 +52,8 @@ func (c *conn) read(r *request, in *fuse.ReadIn) unix.Errno {
 // not wait for a registry's deadline once more. Another thread's read is tried,
 // since it may be of a build with other credentials.
 type failures struct {
+	now func() time.Time
+
 	mu sync.Mutex
 	of map[uint32]failure // by thread
 }
@@ -68,10 +70,7 @@ const failureLasts = time.Second
 func (f *failures) add(thread uint32, n store.Node, off, size int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.of == nil {
-		f.of = map[uint32]failure{}
-	}
-	now := time.Now()
+	now := f.now()
 	maps.DeleteFunc(f.of, func(_ uint32, old failure) bool { return now.After(old.until) })
 	f.of[thread] = failure{n, off, off + size, now.Add(failureLasts)}
 }
@@ -80,5 +79,5 @@ func (f *failures) again(thread uint32, n store.Node, off int64) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	last, ok := f.of[thread]
-	return ok && last.node == n && last.from <= off && off < last.to && time.Now().Before(last.until)
+	return ok && last.node == n && last.from <= off && off < last.to && f.now().Before(last.until)
 }

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -21,8 +20,8 @@ import (
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
 )
 
-// soon is for what takes no time unless something is stuck.
-const soon = 10 * time.Second
+// soon is how long something takes that is stuck.
+const soon = time.Minute
 
 // TestReads reads at places and in sizes that the kernel makes of several
 // questions, and maps.
@@ -64,6 +63,9 @@ func checkRead(t *testing.T, f io.ReaderAt, size, off int64, n int) {
 // TestFailure reads what cannot be had: that is an EIO, at once while it is
 // known, and goes on as soon as it can be had again.
 func TestFailure(t *testing.T) {
+	runtime.LockOSThread() // failures are those of a thread
+	defer runtime.UnlockOSThread()
+	var clock fakeClock
 	var gone atomic.Bool
 	var tries atomic.Int32
 	layer := layerOf(file("file", "content"), file("other", "content"))
@@ -74,54 +76,40 @@ func TestFailure(t *testing.T) {
 		}
 		return nil
 	}
-	dir := mounted(t, layer, Options{})
+	dir := mounted(t, layer, Options{now: clock.now})
 	gone.Store(true)
 	_, err := os.ReadFile(filepath.Join(dir, "file"))
 	require.ErrorIs(t, err, unix.EIO)
 	require.EqualValues(t, 1, tries.Load(), "the kernel asked twice")
 	gone.Store(false)
 	require.Equal(t, "content", read(t, dir, "other"))
-	require.Eventually(t, func() bool {
-		p, err := os.ReadFile(filepath.Join(dir, "file"))
-		return err == nil && string(p) == "content"
-	}, soon, 10*time.Millisecond)
+	clock.forward(failureLasts - 1)
+	_, err = os.ReadFile(filepath.Join(dir, "file"))
+	require.ErrorIs(t, err, unix.EIO)
+	clock.forward(1)
+	require.Equal(t, "content", read(t, dir, "file"))
 }
 
 // TestWaitingReadHasNoBuffer sees no body of a read before its contents are here:
 // threads of a step can have any number of them wait.
 func TestWaitingReadHasNoBuffer(t *testing.T) {
 	const size = 1 << 20
-	layer := layerOf(large("file", size))
-	var began atomic.Int32
-	arrive := make(chan struct{})
+	layer, r := layerOf(large("file", size)), newRequest()
+	waited := false
 	layer.before = func(context.Context, store.Node, int64) error {
-		began.Add(1)
-		<-arrive
+		waited = true
+		require.LessOrEqual(t, cap(r.out), requestSize)
 		return nil
 	}
-	fd, err := unix.Open(filepath.Join(mounted(t, layer, Options{}), "file"), unix.O_RDONLY|unix.O_DIRECT, 0)
-	require.NoError(t, err)
-	defer unix.Close(fd)
-	const readers = 50
-	heap := func() uint64 {
-		var m runtime.MemStats
-		runtime.GC()
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
+	const off = 4096 // of a read that starts no reading ahead
+	*message[fuse.ReadIn](r) = fuse.ReadIn{
+		InHeader: fuse.InHeader{Opcode: opRead, NodeId: idOf(layer.find("file"))},
+		Offset:   off, Size: size - off,
 	}
-	p := make([]byte, size) // of all: what is read is not looked at
-	before := heap()
-	var reading sync.WaitGroup
-	for range readers {
-		reading.Go(func() { _, _ = unix.Pread(fd, p, 0) })
-	}
-	for began.Load() < readers {
-		time.Sleep(time.Millisecond)
-	}
-	waiting := heap()
-	close(arrive)
-	reading.Wait()
-	require.Less(t, waiting, before+readers*size/2)
+	c := newConn(nil, newFilesystem(layer, Options{}))
+	require.Zero(t, c.read(r, message[fuse.ReadIn](r)))
+	require.True(t, waited)
+	require.Len(t, r.out, headerSize+size-off)
 }
 
 // TestFailureOfAnotherThread reads what has just failed for somebody else, who may
@@ -273,10 +261,23 @@ func TestKilled(t *testing.T) {
 // and gets all of it.
 func TestSignalled(t *testing.T) {
 	g := gated(file("file", "content"))
-	cmd := g.start(t, mounted(t, g.layer, Options{}), direct)
+	server := serving(t, g.layer, Options{})
+	looks := make(chan struct{})
+	reads := &server.conn.reads
+	reads.mu.Lock()
+	reads.dying = func(thread uint32) bool {
+		select {
+		case looks <- struct{}{}:
+		case <-g.open:
+		}
+		return dying(thread)
+	}
+	reads.mu.Unlock()
+	cmd := g.start(t, server.dir, direct)
 	for range 5 {
 		require.NoError(t, cmd.Process.Signal(unix.SIGUSR1)) // dd reports its progress
-		time.Sleep(2 * watchEvery)
+		receive(t, looks)
+		receive(t, looks) // after the first, nothing was cancelled
 	}
 	require.Empty(t, g.ended)
 	close(g.open)
@@ -340,9 +341,19 @@ func TestInOrder(t *testing.T) {
 		}
 		return nil
 	}
-	dir := mounted(t, layer, Options{})
-	for i, name := range names(t, dir) {
-		require.Equal(t, fmt.Sprint("content of ", i), read(t, dir, name))
+	server := serving(t, layer, Options{})
+	for i, name := range names(t, server.dir) {
+		require.Equal(t, fmt.Sprint("content of ", i), read(t, server.dir, name))
+		server.conn.ahead.wait()
 	}
-	require.Less(t, int(asked.Load()), files/2)
+	require.Less(t, int(asked.Load()), 50)
+}
+
+// wait waits until nothing is being read ahead.
+func (a *ahead) wait() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for a.busy {
+		a.idle.Wait()
+	}
 }

@@ -3,6 +3,7 @@ package lazyfs
 import (
 	"iter"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -25,6 +26,7 @@ const (
 // here, because the mount is read-only.
 type filesystem struct {
 	layer    Layer
+	now      func() time.Time
 	xattrs   xattrs
 	opens    opens
 	failures failures
@@ -32,10 +34,15 @@ type filesystem struct {
 }
 
 func newFilesystem(layer Layer, o Options) *filesystem {
+	if o.now == nil {
+		o.now = time.Now
+	}
 	return &filesystem{
-		layer:  layer,
-		xattrs: xattrsOf(layer, o.UserXattr),
-		opens:  opens{of: map[store.Node]*opened{}, wanted: !o.NoPassthrough && worthPassthrough(layer)},
+		layer:    layer,
+		now:      o.now,
+		xattrs:   xattrsOf(layer, o.UserXattr),
+		failures: failures{now: o.now, of: map[uint32]failure{}},
+		opens:    opens{of: map[store.Node]*opened{}, wanted: !o.NoPassthrough && worthPassthrough(layer)},
 	}
 }
 
