@@ -36,12 +36,12 @@ func (a *announcing) Prepare(ctx context.Context, key, parent string, opts ...sn
 			return err
 		}
 	}
-	lasting := lazy.Lasting(wanted.Labels)
-	if len(lasting) == len(wanted.Labels) {
+	kept := lazy.KeptLabels(wanted.Labels)
+	if len(kept) == len(wanted.Labels) {
 		return a.Snapshotter.Prepare(ctx, key, parent, opts...)
 	}
 	ctx = lazy.WithLabels(ctx, wanted.Labels)
-	err := a.Snapshotter.Prepare(ctx, key, parent, append(slices.Clone(opts), withOnly(lasting))...)
+	err := a.Snapshotter.Prepare(ctx, key, parent, append(slices.Clone(opts), withOnly(kept))...)
 	if errdefs.IsAlreadyExists(err) { // the lazy snapshot does
 		if refused := a.layers.Announce(ctx, wanted.Labels); refused != nil {
 			return refused
@@ -60,37 +60,37 @@ func withOnly(labels map[string]string) snapshots.Opt {
 
 // Update announces the sessions in the labels. To remove them changes nothing.
 func (a *announcing) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
-	lasting := lazy.Lasting(info.Labels)
-	if len(lasting) == len(info.Labels) {
+	kept := lazy.KeptLabels(info.Labels)
+	if len(kept) == len(info.Labels) {
 		return a.Snapshotter.Update(ctx, info, fieldpaths...)
 	}
 	there, err := a.Stat(ctx, info.Name)
 	if err != nil {
 		return there, err
 	}
-	if _, ok := there.Labels[remoteLabel]; ok && brings(info.Labels, lasting) {
+	if _, ok := there.Labels[remoteLabel]; ok && brings(info.Labels, kept) {
 		labels := maps.Clone(there.Labels)
 		maps.Copy(labels, info.Labels)
 		if err := a.layers.Announce(ctx, labels); err != nil {
 			return there, err
 		}
 	}
-	kept := slices.DeleteFunc(slices.Clone(fieldpaths), func(path string) bool {
+	fields := slices.DeleteFunc(slices.Clone(fieldpaths), func(path string) bool {
 		name, ok := strings.CutPrefix(path, "labels.")
-		_, lasts := lasting[name]
-		return ok && !lasts
+		_, keep := kept[name]
+		return ok && !keep
 	})
-	if len(kept) == 0 && len(fieldpaths) > 0 {
+	if len(fields) == 0 && len(fieldpaths) > 0 {
 		return there, nil
 	}
-	info.Labels = lasting
-	return a.Snapshotter.Update(ctx, info, kept...)
+	info.Labels = kept
+	return a.Snapshotter.Update(ctx, info, fields...)
 }
 
-// brings says whether any of the labels that do not last is set.
-func brings(labels, lasting map[string]string) bool {
+// brings says whether any of the labels that are not kept is set.
+func brings(labels, kept map[string]string) bool {
 	for name, value := range labels {
-		if _, ok := lasting[name]; !ok && value != "" {
+		if _, ok := kept[name]; !ok && value != "" {
 			return true
 		}
 	}
@@ -101,7 +101,7 @@ func brings(labels, lasting map[string]string) bool {
 func forgetSessions(ctx context.Context, s snapshot.Snapshotter) error {
 	var stale []snapshots.Info
 	err := s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		if len(lazy.Lasting(info.Labels)) < len(info.Labels) {
+		if len(lazy.KeptLabels(info.Labels)) < len(info.Labels) {
 			stale = append(stale, info)
 		}
 		return nil
@@ -110,10 +110,10 @@ func forgetSessions(ctx context.Context, s snapshot.Snapshotter) error {
 		return err
 	}
 	for _, info := range stale {
-		lasting := lazy.Lasting(info.Labels)
+		kept := lazy.KeptLabels(info.Labels)
 		var fields []string
 		for name := range info.Labels {
-			if _, ok := lasting[name]; !ok {
+			if _, ok := kept[name]; !ok {
 				fields = append(fields, "labels."+name)
 			}
 		}

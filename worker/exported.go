@@ -90,8 +90,8 @@ type annotated struct {
 }
 
 func (a annotated) NeedsConversion(ctx context.Context, cs content.Store, desc ocispecs.Descriptor) (bool, error) {
-	if labels, ok := a.layers.Labels(desc.Digest); ok {
-		annotations := maps.Clone(labels.Annotations)
+	if origin, ok := a.layers.Origin(desc.Digest); ok {
+		annotations := maps.Clone(origin.Annotations)
 		maps.Copy(annotations, desc.Annotations)
 		desc.Annotations = annotations
 	}

@@ -72,15 +72,15 @@ func ofBuild(ctx context.Context, blob digest.Digest) *cache.DescHandler {
 
 // ofLayer returns one for the blob of a layer that is mounted.
 func (d *decorated) ofLayer(blob digest.Digest) *cache.DescHandler {
-	labels, ok := d.opt.layers.Labels(blob)
+	origin, ok := d.opt.layers.Origin(blob)
 	if !ok {
 		return nil
 	}
 	return &cache.DescHandler{
-		Provider:       func(g session.Group) content.Provider { return &puller{host: d.opt.host, ref: labels.Ref, session: g} },
-		SnapshotLabels: labels.Snapshot,
-		Annotations:    labels.Annotations,
-		Ref:            labels.Ref,
+		Provider:       func(g session.Group) content.Provider { return &puller{host: d.opt.host, ref: origin.Ref, session: g} },
+		SnapshotLabels: origin.Snapshot,
+		Annotations:    origin.Annotations,
+		Ref:            origin.Ref,
 	}
 }
 

@@ -41,7 +41,7 @@ type startingStore struct {
 func (s *startingStore) Info(ctx context.Context, d digest.Digest) (content.Info, error) {
 	info, err := s.Store.Info(ctx, d)
 	if errdefs.IsNotFound(err) && s.starting.Load() {
-		if _, ok := s.layers.Labels(d); ok {
+		if _, ok := s.layers.Origin(d); ok {
 			return content.Info{Digest: d}, nil
 		}
 	}

@@ -160,7 +160,7 @@ func TestAddKeepsFew(t *testing.T) {
 	for i := range 100 {
 		b.Add(Source{Repository: fmt.Sprint(i)}, Source{Repository: "the same", Reader: fmt.Sprint(i), Alive: alive})
 	}
-	require.Len(t, b.roster.places, maxLasting+100, "no reader that lives is forgotten")
+	require.Len(t, b.roster.places, maxReaderless+100, "no reader that lives is forgotten")
 	require.Equal(t, "99", b.roster.places[0].Repository)
 }
 

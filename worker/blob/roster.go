@@ -11,10 +11,10 @@ import (
 )
 
 const (
-	// maxLasting is how many sources without a reader a blob keeps: a base layer
+	// maxReaderless is how many sources without a reader a blob keeps: a base layer
 	// may be named by one repository after another for as long as the daemon
 	// runs.
-	maxLasting = 8
+	maxReaderless = 8
 
 	// grudge is for how long a host that has failed comes after the others.
 	grudge = time.Minute
@@ -63,12 +63,12 @@ func (r *roster) add(sources []Source) {
 		places = append(places, r.places[i])
 		r.places = slices.Delete(r.places, i, i+1)
 	}
-	lasting := 0
+	readerless := 0
 	r.places = slices.DeleteFunc(append(places, r.places...), func(p *place) bool {
 		if p.Alive == nil {
-			lasting++
+			readerless++
 		}
-		return p.Alive == nil && lasting > maxLasting
+		return p.Alive == nil && readerless > maxReaderless
 	})
 	if news && r.added != nil {
 		close(r.added)

@@ -195,7 +195,7 @@ func TestMountedAgain(t *testing.T) {
 
 	_, err = os.ReadFile(dir + "/file-0")
 	require.Error(t, err, "nobody is known who may read it")
-	require.False(t, l.open[id].started)
+	require.False(t, l.mounted[id].started)
 	p.set("wrong", false, true)
 	require.Error(t, l.Announce(t.Context(), p.labels("wrong")))
 	_, err = os.ReadFile(dir + "/file-1")
@@ -204,7 +204,7 @@ func TestMountedAgain(t *testing.T) {
 	got, err := os.ReadFile(dir + "/file-2")
 	require.NoError(t, err)
 	require.Equal(t, contentsOf(2), got)
-	require.True(t, l.open[id].started)
+	require.True(t, l.mounted[id].started)
 }
 
 // A mount that fails leaves nothing open.
@@ -216,5 +216,5 @@ func TestMountFails(t *testing.T) {
 	id, err := l.ID(p.labels(""))
 	require.NoError(t, err)
 	require.Error(t, l.Mount(id, t.TempDir()+"/none", p.labels("")))
-	require.Empty(t, l.open)
+	require.Empty(t, l.mounted)
 }

@@ -157,35 +157,34 @@ func sessionsOf(labels map[string]string, id string) []string {
 	}
 }
 
-// Labels is what a mounted layer knows of where it came from.
-type Labels struct {
+// An Origin says where a mounted layer came from.
+type Origin struct {
 	Ref         string            // of the image
-	Snapshot    map[string]string // by which it can be prepared again
+	Snapshot    map[string]string // labels by which it can be prepared again
 	Annotations map[string]string // of its descriptor
 }
 
-// Labels finds a mounted layer by the digest of its blob.
-func (l *Layers) Labels(blob digest.Digest) (labels Labels, ok bool) {
-	l.each(func(open *layer) {
-		if open.Key().Blob == blob {
-			labels, ok = open.labels, true
+// Origin returns that of the mounted layer with this blob.
+func (l *Layers) Origin(blob digest.Digest) (o Origin, ok bool) {
+	l.each(func(mounted *layer) {
+		if mounted.Key().Blob == blob {
+			o, ok = mounted.origin, true
 		}
 	})
-	return labels, ok
+	return o, ok
 }
 
-// lasting are the labels by which the layer can be prepared again.
-func lasting(labels map[string]string) Labels {
+func originOf(labels map[string]string) Origin {
 	kept := map[string]string{}
 	for _, name := range []string{refLabel, digestLabel, layersLabel, estargz.TOCDigestAnnotation} {
 		kept[name] = labels[name]
 	}
-	return Labels{Ref: labels[refLabel], Snapshot: kept, Annotations: map[string]string{estargz.TOCDigestAnnotation: labels[estargz.TOCDigestAnnotation]}}
+	return Origin{Ref: labels[refLabel], Snapshot: kept, Annotations: map[string]string{estargz.TOCDigestAnnotation: labels[estargz.TOCDigestAnnotation]}}
 }
 
-// Lasting leaves out the labels that came for one call only, which must not be
+// KeptLabels leaves out the labels that came for one call only, which must not be
 // kept: they name sessions.
-func Lasting(labels map[string]string) map[string]string {
+func KeptLabels(labels map[string]string) map[string]string {
 	var ends []string
 	for name := range labels {
 		id, ok := strings.CutPrefix(name, refLabel+".")

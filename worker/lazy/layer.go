@@ -18,8 +18,8 @@ import (
 type layer struct {
 	*store.Layer
 	blob   *blob.Blob
-	labels Labels
-	calm   *calm
+	origin Origin
+	gate   *gate
 	// Layers.mu guards these.
 	mounts  int
 	started bool
@@ -31,14 +31,14 @@ type layer struct {
 	done    chan struct{}
 }
 
-func newLayer(stored *store.Layer, b *blob.Blob, labels Labels, c *calm, r *room) *layer {
+func newLayer(stored *store.Layer, b *blob.Blob, o Origin, g *gate, s *diskSpace) *layer {
 	stored.Connect(store.Blobs{
-		Wanted:     thrifty{b.With(blob.Wanted), r},
+		Wanted:     limitedView{b.With(blob.Wanted), s},
 		Prefetch:   b.With(blob.Prefetch),
 		Background: b.With(blob.Background),
 	})
 	return &layer{
-		Layer: stored, blob: b, labels: labels, calm: c,
+		Layer: stored, blob: b, origin: o, gate: g,
 		renewed: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 }
@@ -52,14 +52,14 @@ type failure struct {
 // ReadAt remembers when it was called, and why it failed, as do Wait and
 // ReadPresent.
 func (l *layer) ReadAt(ctx context.Context, n store.Node, p []byte, off int64) (int, error) {
-	l.calm.reads()
+	l.gate.reads()
 	read, err := l.Layer.ReadAt(ctx, n, p, off)
 	return read, l.remember(ctx, err)
 }
 
 // Wait is described at ReadAt.
 func (l *layer) Wait(ctx context.Context, n store.Node, off, size int64) error {
-	l.calm.reads()
+	l.gate.reads()
 	return l.remember(ctx, l.Layer.Wait(ctx, n, off, size))
 }
 
@@ -90,7 +90,7 @@ func (l *layer) announced(c Config) {
 	l.started = true
 	ctx, cancel := context.WithCancel(context.Background())
 	l.cancel = cancel
-	l.calm.reads() // presently
+	l.gate.reads() // presently
 	go func() {
 		defer close(l.done)
 		l.fill(ctx, c)
@@ -104,8 +104,8 @@ func (l *layer) fill(ctx context.Context, c Config) {
 			return
 		}
 		again := time.After(pause)
-		if lacksRoom(err) {
-			again = time.After(looksAgain)
+		if lacksSpace(err) {
+			again = time.After(diskInterval)
 		} else if refused(err) {
 			again = nil
 		}
@@ -128,9 +128,9 @@ func refused(err error) bool {
 
 func (l *layer) fetch(ctx context.Context, c Config) error {
 	if !c.NoPrefetch {
-		l.calm.prefetching.Add(1)
+		l.gate.prefetching.Add(1)
 		err := l.Prefetch(ctx)
-		l.calm.prefetching.Add(-1)
+		l.gate.prefetching.Add(-1)
 		if err != nil {
 			return err
 		}

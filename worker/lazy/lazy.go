@@ -33,21 +33,21 @@ type Layers struct {
 	line  *blob.Line
 	store *store.Store
 	ahead *lookahead
-	calm  *calm
-	room  *room
+	gate  *gate
+	space *diskSpace
 	access
 	*metrics
 
-	mu     sync.Mutex
-	blobs  map[string]*blob.Blob // of mounted and announced layers, by ID
-	open   map[string]*layer     // by ID
-	mounts map[string]mounted    // by directory
+	mu      sync.Mutex
+	blobs   map[string]*blob.Blob // of mounted and announced layers, by ID
+	mounted map[string]*layer     // by ID
+	mounts  map[string]mount      // by directory
 
 	watches map[*watch]struct{}
 }
 
-// A mounted layer is served in a directory.
-type mounted struct {
+// A mount is a layer that is served in a directory.
+type mount struct {
 	id     string
 	server *lazyfs.Server
 }
@@ -70,10 +70,10 @@ var _ snapshot.Lazy = (*Layers)(nil)
 // New opens the layers below root.
 func New(root string, opts Options) (*Layers, error) {
 	opts.Config = opts.Config.withDefaults()
-	m, c := newMetrics(), &calm{}
-	waited := func(d time.Duration) { m.waited(d); c.waits() }
-	r := &room{dir: root, limits: opts.Limits, disk: func() (disk.DiskStat, error) { return disk.GetDiskStat(root) }}
-	st, err := store.Open(filepath.Join(root, "layers"), store.Options{Waited: waited, Pace: c.await, Room: r.has, Spare: r.spare})
+	m, g := newMetrics(), &gate{}
+	waited := func(d time.Duration) { m.waited(d); g.waits() }
+	s := &diskSpace{dir: root, limits: opts.Limits, disk: func() (disk.DiskStat, error) { return disk.GetDiskStat(root) }}
+	st, err := store.Open(filepath.Join(root, "layers"), store.Options{Waited: waited, Pace: g.await, Room: s.has, Spare: s.spare})
 	if err != nil {
 		return nil, err
 	}
@@ -83,15 +83,15 @@ func New(root string, opts Options) (*Layers, error) {
 		Deadline:      opts.Deadline.Duration,
 		Stall:         opts.Stall.Duration,
 		TempDir:       root, // which the store has made
-		Room:          r.has,
+		Room:          s.has,
 	})
 	l := &Layers{
-		opts: opts, line: line, store: st, ahead: newLookahead(), calm: c, room: r, metrics: m,
+		opts: opts, line: line, store: st, ahead: newLookahead(), gate: g, space: s, metrics: m,
 		access: access{alive: opts.Alive, grants: map[grant]struct{}{}, homes: map[string][]place{}},
-		blobs:  map[string]*blob.Blob{}, open: map[string]*layer{}, mounts: map[string]mounted{},
+		blobs:  map[string]*blob.Blob{}, mounted: map[string]*layer{}, mounts: map[string]mount{},
 		watches: map[*watch]struct{}{},
 	}
-	r.used = l.used
+	s.used = l.used
 	return l, nil
 }
 
@@ -229,9 +229,9 @@ func (l *Layers) Announce(ctx context.Context, labels map[string]string) error {
 	}
 	id, places := idOf(key), l.places(labels)
 	l.mu.Lock()
-	open := l.open[id]
+	mounted := l.mounted[id]
 	l.mu.Unlock()
-	if open == nil || !open.Complete() {
+	if mounted == nil || !mounted.Complete() {
 		prove := func(ctx context.Context) error { return l.prove(ctx, key, places) }
 		if err := l.patiently(ctx, "answer", prove); err != nil {
 			return fmt.Errorf("%s is lazy, and not all here: %w", labels[refLabel], err)
@@ -240,8 +240,8 @@ func (l *Layers) Announce(ctx context.Context, labels map[string]string) error {
 	l.blobOf(id, key.Blob).Add(append(places, l.public(labels)...)...)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if open := l.open[id]; open != nil {
-		open.announced(l.opts.Config)
+	if mounted := l.mounted[id]; mounted != nil {
+		mounted.announced(l.opts.Config)
 	}
 	return nil
 }
@@ -279,7 +279,7 @@ func (l *Layers) Mount(id, dir string, labels map[string]string) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.mounts[dir] = mounted{id: id, server: server}
+	l.mounts[dir] = mount{id: id, server: server}
 	return nil
 }
 
@@ -292,14 +292,14 @@ func (l *Layers) acquire(id string, labels map[string]string) (*layer, error) {
 		return nil, err
 	}
 	layer.mounts++
-	l.open[id] = layer
+	l.mounted[id] = layer
 	return layer, nil
 }
 
 // release ends a mount of a layer, and with its last one the fetching.
 func (l *Layers) release(id string) {
 	l.mu.Lock()
-	layer := l.open[id]
+	layer := l.mounted[id]
 	if layer == nil { // Close was first
 		l.mu.Unlock()
 		return
@@ -307,7 +307,7 @@ func (l *Layers) release(id string) {
 	layer.mounts--
 	last := layer.mounts == 0
 	if last {
-		delete(l.open, id)
+		delete(l.mounted, id)
 		delete(l.blobs, id)
 		l.closed.add(layer.Stats())
 	}
@@ -340,8 +340,8 @@ func (l *Layers) At(dir string) (blob digest.Digest, ok bool) {
 // layer returns the layer with this ID. It begins to fill up with the first
 // build that is announced. Call it with the lock held.
 func (l *Layers) layer(id string, labels map[string]string) (*layer, error) {
-	if open := l.open[id]; open != nil {
-		return open, nil
+	if mounted := l.mounted[id]; mounted != nil {
+		return mounted, nil
 	}
 	key, err := parseID(id)
 	if err != nil {
@@ -352,7 +352,7 @@ func (l *Layers) layer(id string, labels map[string]string) (*layer, error) {
 		return nil, err
 	}
 	l.access.restored(id, l.appendPlace(nil, labels[refLabel], "", ""))
-	return newLayer(stored, l.knownBlob(id, key.Blob), lasting(labels), l.calm, l.room), nil
+	return newLayer(stored, l.knownBlob(id, key.Blob), originOf(labels), l.gate, l.space), nil
 }
 
 // Unmount ends a mount, and the fetching of its layer with its last one.
@@ -415,10 +415,10 @@ func (l *Layers) Remove(id string) error {
 func (l *Layers) Close() error {
 	l.ahead.close()
 	l.mu.Lock()
-	open := slices.Collect(maps.Values(l.open))
-	clear(l.open)
+	mounted := slices.Collect(maps.Values(l.mounted))
+	clear(l.mounted)
 	l.mu.Unlock()
-	for _, layer := range open { // which ask for the lock as long as they fetch
+	for _, layer := range mounted { // which ask for the lock as long as they fetch
 		layer.stop()
 	}
 	return l.store.Close()

@@ -100,7 +100,7 @@ func TestLabels(t *testing.T) {
 		digestLabel:                 layer,
 		estargz.TOCDigestAnnotation: toc,
 		layersLabel:                 layer + "," + above, "not.for-one-call": "stays",
-	}, Lasting(labels))
+	}, KeptLabels(labels))
 
 	delete(labels, estargz.TOCDigestAnnotation)
 	_, err = l.ID(labels)

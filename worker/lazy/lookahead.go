@@ -41,7 +41,7 @@ type lookahead struct {
 
 	mu    sync.Mutex
 	tails map[string]*tail
-	room  int64 // bytes that may still be kept
+	left  int64 // bytes that may still be kept
 }
 
 type tail struct {
@@ -50,12 +50,12 @@ type tail struct {
 	bytes []byte
 	size  int64 // of the blob
 	err   error
-	room  int64 // that it takes, with the lookahead's lock
+	taken int64 // bytes of the lookahead's, with its lock
 }
 
 func newLookahead() *lookahead {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &lookahead{ctx: ctx, close: cancel, tails: map[string]*tail{}, room: aheadSize}
+	return &lookahead{ctx: ctx, close: cancel, tails: map[string]*tail{}, left: aheadSize}
 }
 
 // tailOf names the end of a blob that some sources have, whoever reads them.
@@ -95,20 +95,20 @@ func (a *lookahead) start(line *blob.Line, d digest.Digest, sources []blob.Sourc
 	}()
 }
 
-// occupy takes n bytes more of the room for a tail, if there are as many.
+// occupy takes n bytes more for a tail, if as many are left.
 func (a *lookahead) occupy(t *tail, n int64) bool {
-	if n > a.room {
+	if n > a.left {
 		return false
 	}
-	a.room -= n
-	t.room += n
+	a.left -= n
+	t.taken += n
 	return true
 }
 
-// shrink gives room back.
+// shrink gives bytes back.
 func (a *lookahead) shrink(t *tail, to int64) {
-	a.room += t.room - to
-	t.room = to
+	a.left += t.taken - to
+	t.taken = to
 }
 
 // came is called when the end of a blob has been fetched, or will not be.
@@ -164,13 +164,13 @@ func (a *lookahead) take(ctx context.Context, d digest.Digest, sources []blob.So
 
 // fetchTOC returns the end of a blob, with all of the TOC unless that is very
 // large or there is no room for what the end lacks of it.
-func fetchTOC(ctx context.Context, b *blob.Blob, room func(n int64) bool) ([]byte, int64, error) {
+func fetchTOC(ctx context.Context, b *blob.Blob, occupy func(n int64) bool) ([]byte, int64, error) {
 	tail, size, err := b.Tail(ctx, tailSize)
 	if err != nil {
 		return nil, 0, err
 	}
 	off, n := store.MissingTOC(tail, size)
-	if n == 0 || n > tocAhead || !room(n) {
+	if n == 0 || n > tocAhead || !occupy(n) {
 		return tail, size, nil
 	}
 	r, err := b.With(blob.Wanted).Range(ctx, off, n)

@@ -120,10 +120,10 @@ func TestLookaheadHasRoom(t *testing.T) {
 	left := func() int64 {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		return a.room
+		return a.left
 	}
 
-	a.room = tailSize + int64(len(small))
+	a.left = tailSize + int64(len(small))
 	require.NotNil(t, start("sha256:a"))
 	require.EqualValues(t, tailSize, left())
 	require.Equal(t, tailSize, len(start(d).bytes), "no room for the rest of the TOC")
@@ -135,7 +135,7 @@ func TestLookaheadHasRoom(t *testing.T) {
 	require.EqualValues(t, len(large), size)
 	require.True(t, own)
 	require.EqualValues(t, tailSize, left())
-	a.room += tocAhead
+	a.left += tocAhead
 	require.Greater(t, len(start(d).bytes), tailSize)
 	a.forget(tailOf(d, sources), a.tails[tailOf(d, sources)])
 	a.forget(tailOf("sha256:a", sources), a.tails[tailOf("sha256:a", sources)])

@@ -85,9 +85,9 @@ func (l *Layers) collectLayers(ch chan<- prometheus.Metric) {
 	// at all: counters never go down.
 	l.mu.Lock()
 	sum := l.closed
-	for _, open := range l.open {
-		sum.add(open.Stats())
-		if open.Complete() {
+	for _, mounted := range l.mounted {
+		sum.add(mounted.Stats())
+		if mounted.Complete() {
 			states["complete"]++
 		} else {
 			states["partial"]++

@@ -68,15 +68,15 @@ func (l *Layers) successors(ended string, blob digest.Digest) []string {
 
 func (l *Layers) waits() map[*layer]int64 {
 	waits := map[*layer]int64{}
-	l.each(func(open *layer) { waits[open] = open.Stats().Misses })
+	l.each(func(mounted *layer) { waits[mounted] = mounted.Stats().Misses })
 	return waits
 }
 
 func (l *Layers) each(do func(*layer)) {
 	l.mu.Lock()
-	open := slices.Collect(maps.Values(l.open))
+	mounted := slices.Collect(maps.Values(l.mounted))
 	l.mu.Unlock()
-	for _, layer := range open {
+	for _, layer := range mounted {
 		do(layer)
 	}
 }
@@ -130,22 +130,22 @@ func (w *watch) run(ctx context.Context) {
 
 // each leaves out the layers of other builds.
 func (w *watch) each(do func(*layer)) {
-	w.layers.each(func(open *layer) {
-		if w.uses(open.Key().Blob) {
-			do(open)
+	w.layers.each(func(mounted *layer) {
+		if w.uses(mounted.Key().Blob) {
+			do(mounted)
 		}
 	})
 }
 
 // show writes a line for each layer that this vertex has to do with.
 func (w *watch) show(pw progress.Writer, completed *time.Time) {
-	w.each(func(open *layer) {
-		stats := open.Stats()
-		before, old := w.before[open]
+	w.each(func(mounted *layer) {
+		stats := mounted.Stats()
+		before, old := w.before[mounted]
 		if old && stats.Misses == before {
 			return
 		}
-		_ = pw.Write("lazy "+open.Key().Blob.String(), progress.Status{
+		_ = pw.Write("lazy "+mounted.Key().Blob.String(), progress.Status{
 			Action:  "lazy",
 			Current: int(stats.Here), Total: int(stats.Size),
 			Started: &w.start, Completed: completed,
@@ -169,13 +169,13 @@ func (w *watch) end(err error) error {
 // explain adds what reads have failed of since the start.
 func (w *watch) explain(err error) error {
 	var causes []error
-	w.each(func(open *layer) {
-		failure := open.failure.Load()
+	w.each(func(mounted *layer) {
+		failure := mounted.failure.Load()
 		if failure == nil || failure.at.Before(w.start) {
 			return
 		}
-		stats := open.Stats()
-		causes = append(causes, fmt.Errorf("lazy layer %s of %s, of which %s of %s is here: %w", open.Key().Blob, open.labels.Ref,
+		stats := mounted.Stats()
+		causes = append(causes, fmt.Errorf("lazy layer %s of %s, of which %s of %s is here: %w", mounted.Key().Blob, mounted.origin.Ref,
 			units.HumanSize(float64(stats.Here)), units.HumanSize(float64(stats.Size)), failure.err))
 	})
 	if len(causes) == 0 {

@@ -19,10 +19,10 @@ type Limits struct {
 	MaxUsed int64 // bytes of all lazy layers together; zero is no limit
 }
 
-// looksAgain is after how long the disk is looked at again.
-const looksAgain = 2 * time.Second
+// diskInterval is after how long the disk is looked at again.
+const diskInterval = 2 * time.Second
 
-var errNoRoom = errors.New("the disk has no room for what nobody waits for")
+var errNoSpace = errors.New("the disk has no room for what nobody waits for")
 
 // maxReserve is how much of the disk lazy layers leave free, in bytes. The daemon
 // needs it for its databases and for the records of builds, of which BuildKit keeps
@@ -45,11 +45,11 @@ func (e *fullError) Error() string {
 		units.HumanSize(float64(e.bytes)), e.dir, units.HumanSize(float64(e.disk.Available)), units.HumanSize(float64(reserve(e.disk))))
 }
 
-// lacksRoom says whether an error is about the disk, which may have room soon.
-func lacksRoom(err error) bool { return errors.Is(err, errNoRoom) || errors.As(err, new(*fullError)) }
+// lacksSpace says whether an error is about the disk, which may have room soon.
+func lacksSpace(err error) bool { return errors.Is(err, errNoSpace) || errors.As(err, new(*fullError)) }
 
-// A room says whether the disk has room. It is safe for concurrent use.
-type room struct {
+// A diskSpace says whether the disk has space. It is safe for concurrent use.
+type diskSpace struct {
 	dir    string
 	limits Limits
 	disk   func() (disk.DiskStat, error)
@@ -60,24 +60,24 @@ type room struct {
 	full   bool
 }
 
-func (r *room) isFull() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.looked.IsZero() || time.Since(r.looked) >= looksAgain {
-		r.full, r.looked = r.look(), time.Now()
+func (s *diskSpace) isFull() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.looked.IsZero() || time.Since(s.looked) >= diskInterval {
+		s.full, s.looked = s.look(), time.Now()
 	}
-	return r.full
+	return s.full
 }
 
-func (r *room) look() (full bool) {
-	if r.limits.MaxUsed > 0 && r.used() >= r.limits.MaxUsed {
+func (s *diskSpace) look() (full bool) {
+	if s.limits.MaxUsed > 0 && s.used() >= s.limits.MaxUsed {
 		return true
 	}
-	stat, err := r.disk()
+	stat, err := s.disk()
 	if err != nil {
 		return true
 	}
-	least := r.limits.MinFree
+	least := s.limits.MinFree
 	if least == 0 {
 		least = stat.Total / 20
 	}
@@ -85,33 +85,33 @@ func (r *room) look() (full bool) {
 }
 
 // spare says why nothing is fetched that nobody waits for.
-func (r *room) spare() error {
-	if r.isFull() {
-		return errNoRoom
+func (s *diskSpace) spare() error {
+	if s.isFull() {
+		return errNoSpace
 	}
 	return nil
 }
 
 // has says why so many bytes would not leave the reserve. Where nothing is known
 // of the disk, writing to it will tell.
-func (r *room) has(bytes int64) error {
-	stat, err := r.disk()
+func (s *diskSpace) has(bytes int64) error {
+	stat, err := s.disk()
 	if err != nil || stat.Available-bytes >= reserve(stat) {
 		return nil
 	}
-	return &fullError{r.dir, bytes, stat}
+	return &fullError{s.dir, bytes, stat}
 }
 
-// thrifty reads a blob for who waits. What comes along without being waited for
-// does not take the last room from what is.
-type thrifty struct {
+// A limitedView reads a blob for reads that wait. What comes along without being
+// waited for does not take the last space.
+type limitedView struct {
 	blob.View
-	room *room
+	space *diskSpace
 }
 
-func (v thrifty) Window() int64 {
+func (v limitedView) Window() int64 {
 	n := v.View.Window()
-	if v.room.has(spare*n) != nil {
+	if v.space.has(spare*n) != nil {
 		return 0
 	}
 	return n
@@ -123,6 +123,6 @@ const spare = 16
 
 // used are the bytes that the mounted layers take of the disk.
 func (l *Layers) used() (sum int64) {
-	l.each(func(open *layer) { sum += open.Disk() })
+	l.each(func(mounted *layer) { sum += mounted.Disk() })
 	return sum
 }

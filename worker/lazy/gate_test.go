@@ -9,13 +9,12 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestCalm says when the background's time is.
-func TestCalm(t *testing.T) {
+func TestGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := &calm{}
+		g := &gate{}
 		await := func() (time.Duration, bool) {
 			start := time.Now()
-			soon, err := c.await(t.Context())
+			soon, err := g.await(t.Context())
 			require.NoError(t, err)
 			return time.Since(start), soon
 		}
@@ -23,35 +22,35 @@ func TestCalm(t *testing.T) {
 		require.Zero(t, took, "nobody reads")
 		require.False(t, soon)
 
-		c.reads()
+		g.reads()
 		took, soon = await()
-		require.Equal(t, quiet+lookAgain, took)
+		require.Equal(t, quiet+gateInterval, took)
 		require.False(t, soon)
 
-		c.reads()
-		c.waits()
+		g.reads()
+		g.waits()
 		time.AfterFunc(quiet/2, func() {
 			for range few {
-				c.waits()
+				g.waits()
 			}
 		})
 		took, soon = await()
-		require.InDelta(t, quiet/2, took, float64(lookAgain))
+		require.InDelta(t, quiet/2, took, float64(gateInterval))
 		require.True(t, soon)
 
-		c.prefetching.Add(1)
+		g.prefetching.Add(1)
 		for range few {
-			c.waits()
+			g.waits()
 		}
-		time.AfterFunc(5*quiet, func() { c.prefetching.Add(-1) })
+		time.AfterFunc(5*quiet, func() { g.prefetching.Add(-1) })
 		took, soon = await()
-		require.InDelta(t, 5*quiet, took, float64(lookAgain))
+		require.InDelta(t, 5*quiet, took, float64(gateInterval))
 		require.False(t, soon, "what it waited for is what was being fetched")
 
-		c.reads()
+		g.reads()
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		_, err := c.await(ctx)
+		_, err := g.await(ctx)
 		require.ErrorIs(t, err, context.Canceled)
 	})
 }

@@ -15,24 +15,24 @@ import (
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/blob"
 )
 
-func TestRoom(t *testing.T) {
+func TestDiskSpace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stat, used := disk.DiskStat{Total: 1000, Available: 60}, int64(0)
 		var broken error
-		r := &room{disk: func() (disk.DiskStat, error) { return stat, broken }, used: func() int64 { return used }}
+		s := &diskSpace{disk: func() (disk.DiskStat, error) { return stat, broken }, used: func() int64 { return used }}
 		full := func() bool {
-			time.Sleep(looksAgain)
-			return r.isFull()
+			time.Sleep(diskInterval)
+			return s.isFull()
 		}
 		require.False(t, full())
 		stat.Available = 49
-		require.False(t, r.isFull(), "it has been looked at just now")
+		require.False(t, s.isFull(), "it has been looked at just now")
 		require.True(t, full())
-		r.limits.MinFree = 40
+		s.limits.MinFree = 40
 		require.False(t, full())
 		used = 100
 		require.False(t, full())
-		r.limits.MaxUsed = 100
+		s.limits.MaxUsed = 100
 		require.True(t, full())
 		used = 99
 		require.False(t, full())
@@ -49,30 +49,30 @@ func TestReserve(t *testing.T) {
 	} {
 		stat := disk.DiskStat{Total: c.total, Available: c.reserve + 4<<20, Free: c.total}
 		var broken error
-		r := &room{dir: "/root", disk: func() (disk.DiskStat, error) { return stat, broken }, used: func() int64 { return 0 }}
-		require.NoError(t, r.has(4<<20), c)
-		err := r.has(4<<20 + 1)
+		s := &diskSpace{dir: "/root", disk: func() (disk.DiskStat, error) { return stat, broken }, used: func() int64 { return 0 }}
+		require.NoError(t, s.has(4<<20), c)
+		err := s.has(4<<20 + 1)
 		require.ErrorContains(t, err, "no room for 4.194MB more: the filesystem of /root has ", c)
 		require.ErrorContains(t, err, "prune the build cache")
-		require.True(t, lacksRoom(fmt.Errorf("layer: %w", err)))
+		require.True(t, lacksSpace(fmt.Errorf("layer: %w", err)))
 		stat.Available = 0
-		require.Error(t, r.has(1))
+		require.Error(t, s.has(1))
 		broken = errors.New("no such disk")
-		require.NoError(t, r.has(1))
+		require.NoError(t, s.has(1))
 	}
 	stat := disk.DiskStat{Total: 200 << 20, Available: 5 << 20}
-	r := &room{limits: Limits{MinFree: 1}, disk: func() (disk.DiskStat, error) { return stat, nil }}
-	require.False(t, r.look())
+	s := &diskSpace{limits: Limits{MinFree: 1}, disk: func() (disk.DiskStat, error) { return stat, nil }}
+	require.False(t, s.look())
 	stat.Available = 3 << 20
-	require.True(t, r.look(), "whatever the policy says")
+	require.True(t, s.look(), "whatever the policy says")
 }
 
 // A read does not bring its neighbours along where there is little room left.
-func TestThrifty(t *testing.T) {
+func TestLimitedView(t *testing.T) {
 	stat := disk.DiskStat{Total: 1 << 40, Available: 1 << 40}
-	r := &room{disk: func() (disk.DiskStat, error) { return stat, nil }}
+	s := &diskSpace{disk: func() (disk.DiskStat, error) { return stat, nil }}
 	line := blob.NewLine(blob.Options{})
-	v := thrifty{line.Open(digest.FromString("")).With(blob.Wanted), r}
+	v := limitedView{line.Open(digest.FromString("")).With(blob.Wanted), s}
 	require.Positive(t, v.Window())
 	stat.Available = maxReserve + v.Window()
 	require.Zero(t, v.Window())
@@ -88,7 +88,7 @@ func TestFullDisk(t *testing.T) {
 	free := make(chan int64, 1)
 	const total = 1 << 30
 	free <- total / 30
-	l.room.disk = func() (disk.DiskStat, error) {
+	l.space.disk = func() (disk.DiskStat, error) {
 		n := <-free
 		free <- n
 		return disk.DiskStat{Total: total, Available: n}, nil
@@ -105,12 +105,12 @@ func TestFullDisk(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, contentsOf(5), got)
 
-	open := l.open[id]
-	require.ErrorIs(t, open.Fill(t.Context()), errNoRoom)
-	require.False(t, open.Complete())
+	mounted := l.mounted[id]
+	require.ErrorIs(t, mounted.Fill(t.Context()), errNoSpace)
+	require.False(t, mounted.Complete())
 	<-free
 	free <- total
-	require.Eventually(t, open.Complete, 30*time.Second, 10*time.Millisecond)
+	require.Eventually(t, mounted.Complete, 30*time.Second, 10*time.Millisecond)
 }
 
 // A layer that asks for room while it is stopped does not keep the others from
@@ -122,8 +122,8 @@ func TestCloseWhileFetching(t *testing.T) {
 	p := servePrivate(t, 10)
 	l := p.open(t, Config{})
 	asks, stopped := make(chan struct{}, 1), make(chan struct{})
-	l.room.limits.MaxUsed = 1
-	l.room.used = func() int64 {
+	l.space.limits.MaxUsed = 1
+	l.space.used = func() int64 {
 		asks <- struct{}{}
 		<-stopped
 		return l.used()
@@ -136,9 +136,9 @@ func TestCloseWhileFetching(t *testing.T) {
 	require.NoError(t, l.Mount(id, dir, p.labels("")))
 	require.NoError(t, l.Announce(t.Context(), p.labels("right")))
 	<-asks
-	open := l.open[id]
-	cancel := open.cancel
-	open.cancel = func() { cancel(); close(stopped) }
+	mounted := l.mounted[id]
+	cancel := mounted.cancel
+	mounted.cancel = func() { cancel(); close(stopped) }
 	closed := make(chan error, 1)
 	go func() { closed <- l.Close() }()
 	select {
