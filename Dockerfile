@@ -1,36 +1,100 @@
-# The image of the daemon, as buildx's docker-container and kubernetes drivers
-# expect one: the entrypoint is the daemon, all else is flags, and buildctl is
-# there for their probes and their dial-stdio.
+# The daemon's own image, for builders that buildx makes (docker-container,
+# kubernetes) and for all else that starts moby/buildkit: what that image has is
+# here under the same names. docker-bake.hcl has the usual ways to build it.
 #
-# Bases are arguments for those who have mirrors of them.
+# Nothing runs on the target platform, so no emulation is needed to build the
+# image of another one.
+
+# Bases, for those who have mirrors or others of them. DEBIAN may be any image
+# with apt and sources that have both architectures. BINFMT has the emulators for
+# steps of other platforms; "scratch" leaves them out.
 ARG GOLANG=golang:1.26-bookworm
 ARG DEBIAN=debian:bookworm-slim
+ARG BINFMT=tonistiigi/binfmt:buildkit-v10.2.3-66
 
-FROM ${GOLANG} AS build
+FROM --platform=$BUILDPLATFORM ${GOLANG} AS go
 WORKDIR /src
-RUN --mount=type=bind,source=go.mod,target=go.mod \
-    --mount=type=bind,source=go.sum,target=go.sum \
-    --mount=type=cache,target=/go/pkg/mod \
-    go mod download
+ARG GOPROXY
+
+FROM go AS build
+ARG TARGETARCH
+ARG REVISION
 RUN --mount=type=bind,target=. \
     --mount=type=cache,target=/go/pkg/mod \
     --mount=type=cache,target=/root/.cache/go-build \
-    CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o /out/buildkitd-esgz ./cmd/buildkitd-esgz && \
-    CGO_ENABLED=0 go build -trimpath -ldflags "-s -w \
-      -X github.com/moby/buildkit/version.Version=$(go list -m -f '{{.Version}}' github.com/moby/buildkit)" \
-      -o /out/buildctl github.com/moby/buildkit/cmd/buildctl
+    GOARCH=$TARGETARCH hack/daemon/programs /out
 
-# Where no base with Go is at hand, binaries that were built outside take the
-# place of the stage above: buildx build --build-context build=DIR, with
-# DIR/out/buildkitd-esgz and DIR/out/buildctl.
-FROM ${DEBIAN}
-# fuse3 and its fusermount for lazy mounts, git for git sources, iptables for
-# the network of build steps.
-RUN apt-get update && \
-    apt-get install -y --no-install-recommends ca-certificates fuse3 git iptables openssh-client pigz runc xz-utils && \
-    rm -rf /var/lib/apt/lists/*
-COPY --from=build /out/ /usr/bin/
-# By this name buildx asks for the version.
-RUN ln -s buildkitd-esgz /usr/bin/buildkitd
+FROM scratch AS binaries
+COPY --from=build /out/bin/ /
+
+FROM scratch AS rootlesskit
+COPY --from=build /out/rootless/ /
+
+# The unit tests, without those that need root.
+FROM go AS test
+ARG TESTS=./...
+RUN --mount=type=bind,target=. \
+    --mount=type=cache,target=/go/pkg/mod \
+    --mount=type=cache,target=/root/.cache/go-build \
+    go vet ${TESTS} && go test -short ${TESTS}
+
+FROM --platform=$BUILDPLATFORM ${DEBIAN} AS packages
+ARG TARGETARCH
+ENV PACKAGES="base-files base-passwd ca-certificates coreutils dash fuse3 git grep \
+    iptables mawk mount netbase openssh-client openssl pigz runc sed util-linux xz-utils"
+
+FROM packages AS rootfs
+RUN --mount=type=bind,source=hack/daemon/rootfs,target=/rootfs-of \
+    /rootfs-of /rootfs $TARGETARCH $PACKAGES && \
+    mkdir -p /rootfs/etc/cdi /rootfs/etc/buildkit/cdi /rootfs/run/cdi
+
+FROM packages AS rootfs-rootless
+RUN --mount=type=bind,source=hack/daemon/rootfs,target=/rootfs-of \
+    /rootfs-of /rootfs $TARGETARCH $PACKAGES fuse-overlayfs uidmap && \
+    cd /rootfs && \
+    echo user:x:1000:1000::/home/user:/bin/sh >>etc/passwd && \
+    echo user:x:1000: >>etc/group && \
+    echo user:100000:65536 | tee etc/subuid >etc/subgid && \
+    mkdir -p run/user/1000 home/user/.local/tmp home/user/.local/share/buildkit && \
+    chown -R 1000:1000 run/user/1000 home/user
+
+FROM ${BINFMT} AS binfmt
+
+FROM scratch AS common
+ARG REVISION
+LABEL org.opencontainers.image.title="buildkitd-esgz" \
+      org.opencontainers.image.source="https://github.com/buildkitd-esgz/buildkitd-esgz" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${REVISION}"
+
+FROM common AS rootless
+COPY --from=rootfs-rootless /rootfs/ /
+COPY --from=binfmt /buildkit-qemu-* /usr/bin/
+COPY --from=binaries / /usr/bin/
+COPY --from=rootlesskit / /usr/bin/
+# By number, since Kubernetes asks whether it is root's.
+USER 1000:1000
+ENV HOME=/home/user USER=user XDG_RUNTIME_DIR=/run/user/1000 TMPDIR=/home/user/.local/tmp \
+    BUILDKIT_HOST=unix:///run/user/1000/buildkit/buildkitd.sock
+VOLUME /home/user/.local/share/buildkit
+ENTRYPOINT ["rootlesskit", "buildkitd"]
+
+# What a builder reads until its first step, for estargz-profile=stage.
+FROM rootless AS profile-rootless
+RUN rootlesskit --version && buildkitd --version && buildctl --version && runc --version
+
+FROM common AS image
+COPY --from=rootfs /rootfs/ /
+COPY --from=binfmt /buildkit-qemu-* /usr/bin/
+COPY --from=binaries / /usr/bin/
+COPY hack/daemon/buildkitd-entrypoint /usr/bin/
+# The daemon moves itself to a group below the root, so that the root may have
+# groups with controllers.
+ENV BUILDKIT_SETUP_CGROUPV2_ROOT=1
 VOLUME /var/lib/buildkit
-ENTRYPOINT ["buildkitd-esgz"]
+ENTRYPOINT ["buildkitd-entrypoint"]
+
+FROM image AS profile
+RUN buildkitd-entrypoint --version && buildctl --version && runc --version
+
+FROM image

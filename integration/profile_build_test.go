@@ -72,8 +72,8 @@ func statements(t *testing.T, image string) (all []statement) {
 	return all
 }
 
-// scannerImage makes an SBOM of the names in the root directory, in the way that
-// BuildKit asks for one.
+// scannerImage makes an SBOM of the names in the root directory and of the
+// packages, in the way that BuildKit asks for one.
 func scannerImage(t *testing.T) string {
 	t.Helper()
 	from := busybox(t)
@@ -83,7 +83,7 @@ func scannerImage(t *testing.T) string {
 			"scan.sh": `
 cat >$BUILDKIT_SCAN_DESTINATION/sbom.spdx.json <<END
 {"_type": "https://in-toto.io/Statement/v0.1", "predicateType": "https://spdx.dev/Document",
- "predicate": {"spdxVersion": "SPDX-2.3", "name": "$(ls $BUILDKIT_SCAN_SOURCE | tr '\n' ' ')"}}
+ "predicate": {"spdxVersion": "SPDX-2.3", "name": "$(cd $BUILDKIT_SCAN_SOURCE && ls . var/lib/dpkg/status.d | tr '\n' ' ')"}}
 END
 `,
 		})

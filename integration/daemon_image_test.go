@@ -1,0 +1,160 @@
+package integration
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// The images of the daemon are built by the daemon, with docker-bake.hcl and bases
+// that are had without registries on the internet.
+
+const revision = "0123456789abcdef0123456789abcdef01234567"
+
+// bake builds a target of docker-bake.hcl.
+func (d *daemon) bake(t *testing.T, registry, target string, args ...string) string {
+	t.Helper()
+	cmd := d.command(t.Context(), "buildx", append([]string{"bake", "--progress=plain", target}, args...)...)
+	cmd.Dir = ".."
+	cmd.Env = append(cmd.Env,
+		"REGISTRY="+registry, "REVISION="+revision, "SOURCE_DATE_EPOCH=1234567890",
+		"DEBIAN="+debian(t), "BINFMT=scratch", "SBOM_GENERATOR="+scannerImage(t), "PLATFORMS=linux/amd64",
+		// Otherwise a person is asked whether other directories may be read.
+		"BUILDX_BAKE_ENTITLEMENTS_FS=0")
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	return string(out)
+}
+
+// builtOutside is a context that takes the place of the stage that builds all
+// programs: the daemon under test, and the others.
+func builtOutside(t *testing.T) string {
+	t.Helper()
+	dir := tempDir(t)
+	programs, rootless := filepath.Join(dir, "out", "bin"), filepath.Join(dir, "out", "rootless")
+	run(t, "mkdir", "-p", programs, rootless)
+	run(t, "cp", "../hack/daemon/buildctl-daemonless.sh", tool("buildctl"), programs)
+	run(t, "cp", ours, filepath.Join(programs, "buildkitd-esgz"))
+	run(t, "ln", "-s", "buildkitd-esgz", filepath.Join(programs, "buildkitd"))
+
+	cmd := exec.Command("go", "-C", "../hack/daemon", "build", "-o", rootless+"/", "tool")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	_, err := output(t, cmd)
+	require.NoError(t, err)
+	for _, plugin := range []string{"bridge", "loopback", "host-local", "firewall"} {
+		run(t, "mv", filepath.Join(rootless, plugin), filepath.Join(programs, "buildkit-cni-"+plugin))
+	}
+	return dir
+}
+
+// TestDaemonImage builds the image for root, and uses it as those of BuildKit's
+// are used.
+func TestDaemonImage(t *testing.T) {
+	needs(t)
+	registry, outside := repository(t), builtOutside(t)
+	build := func() string {
+		startDaemon(t, ours).bake(t, registry, "image", "--set", "image.contexts.build="+outside)
+		return registry + "/buildkitd-esgz:latest"
+	}
+	image := build()
+	requireEStargz(t, image)
+	first := onlyImage(t, image)
+
+	t.Run("attestations", func(t *testing.T) {
+		predicates := map[string]string{}
+		for _, s := range statements(t, image) {
+			predicates[s.PredicateType] = string(s.Predicate)
+		}
+		require.Contains(t, predicates["https://spdx.dev/Document"], " openssh-client ")
+		require.Contains(t, predicates["https://slsa.dev/provenance/v1"], revision)
+	})
+	t.Run("profile", func(t *testing.T) {
+		read := prioritized(t, first)
+		require.Contains(t, read[0], "usr/sbin/runc")
+		require.NotContains(t, read[0], "usr/bin/git")
+		require.Contains(t, strings.Join(read, " "), "usr/bin/buildkitd-esgz")
+	})
+	t.Run("small", func(t *testing.T) {
+		// The daemon and buildctl are not as small as the ones of a release.
+		require.Less(t, first.Manifest.Layers[0].Size, int64(45_000_000), "the Debian packages")
+	})
+	require.Equal(t, revision, first.Config.Config.Labels["org.opencontainers.image.revision"])
+
+	p := newPodman(t)
+	t.Run("builder", func(t *testing.T) { testBuilder(t, p, image) })
+	t.Run("daemonless", func(t *testing.T) {
+		// In a network of its own, where the CNI plugins make a bridge.
+		testDaemonless(t, p, "--privileged", "--network", "none", "--env", "BUILDKITD_FLAGS=--oci-worker-net=bridge", image)
+	})
+	t.Run("git", func(t *testing.T) {
+		// Commands of git that are programs of their own, or scripts.
+		p.runOnce(t, "--network", "none", "--entrypoint", "sh", image, "-euxc", `
+			git init /src && cd /src && git submodule status && git ls-remote /src
+			git clone file:///src /clone
+			echo >a && git add a && git -c user.name=a -c user.email=a@example.org commit -m a
+			git gc && git fsck
+			! git ls-remote https://127.0.0.1:1/a 2>/git && grep "Failed to connect" /git
+			openssl version && ssh -V && pigz --version && xz --version && iptables --version
+			fusermount3 --version && fusermount --version && awk 'BEGIN {}'
+		`)
+	})
+	t.Run("reproducible", func(t *testing.T) {
+		require.Equal(t, first.Descriptor.Digest, onlyImage(t, build()).Descriptor.Digest)
+	})
+}
+
+// testBuilder does as buildx's docker-container driver: the container gets flags
+// only, and is asked with buildctl and buildkitd --version.
+func testBuilder(t *testing.T, p *podman, image string) {
+	sockets := tempDir(t)
+	const id = "builder"
+	p.run(t, p.args("run", "--name", id, "--detach", "--privileged", "--network", "host",
+		"--volume", sockets+":/run/buildkit", image, "--oci-worker-net=host")...)
+	t.Cleanup(func() { p.run(t, "rm", "--force", "--volumes", "--time", "20", id) })
+	eventually(t, func() bool { return p.command("exec", id, "buildctl", "debug", "workers").Run() == nil },
+		func() string { return p.run(t, "logs", id) })
+	require.Regexp(t, `^\S+ \S+ v\d+\.\d+\.\d+\S* \S+\n$`, p.run(t, "exec", id, "buildkitd", "--version"))
+
+	inside := &daemon{dir: tempDir(t)}
+	require.NoError(t, os.Symlink(filepath.Join(sockets, "buildkitd.sock"), filepath.Join(inside.dir, "buildkitd.sock")))
+	inside.buildx(t, "create", "--name", "test", "--driver", "remote", inside.address())
+	built := repository(t) + "/built:latest"
+	inside.build(t, helloImage(t), "--output", estargz(built))
+	require.Len(t, requireEStargz(t, built), 4)
+}
+
+// testDaemonless builds with buildctl-daemonless.sh, whose standard input and exit
+// status are those of buildctl.
+func testDaemonless(t *testing.T, p *podman, container ...string) {
+	dir := writeFiles(t, map[string]string{"Dockerfile": `
+FROM scratch AS busy
+COPY busybox /bin/
+RUN ["/bin/busybox", "--install", "-s", "/bin"]
+RUN ls /sys/class/net >/interfaces && id -u >/user
+FROM scratch
+COPY --from=busy /interfaces /user /
+`})
+	run(t, "cp", "/bin/busybox", dir)
+	run(t, "chmod", "-R", "a+rwX", dir)
+	args := append([]string{"--volume", dir + ":/context", "--entrypoint", "buildctl-daemonless.sh"}, container...)
+	p.runOnce(t, append(args, "build", "--frontend", "dockerfile.v0",
+		"--local", "context=/context", "--local", "dockerfile=/context", "--output", "type=local,dest=/context/out")...)
+	user, err := os.ReadFile(filepath.Join(dir, "out", "user"))
+	require.NoError(t, err)
+	require.Equal(t, "0\n", string(user))
+	if strings.Contains(strings.Join(args, " "), "bridge") {
+		interfaces, err := os.ReadFile(filepath.Join(dir, "out", "interfaces"))
+		require.NoError(t, err)
+		require.Contains(t, string(interfaces), "eth0")
+	}
+
+	cmd := p.command(p.args("run", append([]string{"--rm", "--interactive"}, append(args, "build")...)...)...)
+	cmd.Stdin = strings.NewReader("no definition of a build")
+	_, err = output(t, cmd)
+	require.ErrorContains(t, err, "exit status 1")
+	require.ErrorContains(t, err, "proto")
+}
