@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -153,11 +154,37 @@ func TestNoFUSE(t *testing.T) {
 	needs(t)
 	name := pushLazy(t)
 	want := sums(t, registry(t)+"/"+name)
-	script := filepath.Join(tempDir(t), "daemon")
-	require.NoError(t, os.WriteFile(script, []byte("#!/bin/sh\nexec unshare --mount --propagation private sh -c 'mount --bind /dev/null /dev/fuse && exec \"$0\" \"$@\"' "+ours+" \"$@\"\n"), 0o700))
-	d := startDaemon(t, script, "--oci-worker-snapshotter=stargz")
+	d := startDaemon(t, withoutFUSE(t), "--oci-worker-snapshotter=stargz")
 	p := d.build(t, upon(t, registry(t)+"/"+name, sumAll))
 	require.Equal(t, want, sum(t, p))
 	require.Contains(t, p.logs.String(), "is not lazy")
 	require.Contains(t, p.logs.String(), "fuse")
+}
+
+// A layer that was mounted cannot be mounted again without FUSE. The error says
+// so, and once the layer is pruned it is pulled.
+func TestRestartWithoutFUSE(t *testing.T) {
+	needs(t)
+	name := pushLazy(t)
+	base := registry(t) + "/" + name
+	want := sums(t, base)
+	d := startDaemon(t, ours, "--oci-worker-snapshotter=stargz")
+	d.build(t, upon(t, base, "true"))
+	d.kill()
+	d.binary = withoutFUSE(t)
+	d.start(t)
+	_, err := d.tryBuild(t, upon(t, base, sumAll))
+	require.ErrorContains(t, err, "not mounted")
+	d.buildctl(t, "prune")
+	p := d.build(t, upon(t, base, sumAll))
+	require.Equal(t, want, sum(t, p))
+	require.Equal(t, 1, strings.Count(p.logs.String(), "is not lazy"))
+}
+
+// withoutFUSE is the daemon under test, with another device in the place of FUSE.
+func withoutFUSE(t *testing.T) (binary string) {
+	t.Helper()
+	script := filepath.Join(tempDir(t), "daemon")
+	require.NoError(t, os.WriteFile(script, []byte("#!/bin/sh\nexec unshare --mount --propagation private sh -c 'mount --bind /dev/null /dev/fuse && exec \"$0\" \"$@\"' "+ours+" \"$@\"\n"), 0o700))
+	return script
 }

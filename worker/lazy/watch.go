@@ -128,6 +128,24 @@ func (w *watch) run(ctx context.Context) {
 	}
 }
 
+// aborted tells of the layers whose mounts have ended without being unmounted here.
+func (l *Layers) aborted(uses func(blob digest.Digest) bool) (causes []error) {
+	ended := map[string]*layer{} // by directory
+	l.mu.Lock()
+	for dir, m := range l.mounts {
+		if mounted := l.mounted[m.id]; mounted != nil && m.server.Ended() {
+			ended[dir] = mounted
+		}
+	}
+	l.mu.Unlock()
+	for dir, mounted := range ended {
+		if uses(mounted.Key().Blob) {
+			causes = append(causes, fmt.Errorf("lazy layer %s of %s: its mount at %s was aborted; the next build mounts it again", mounted.Key().Blob, mounted.origin.Ref, dir))
+		}
+	}
+	return causes
+}
+
 // each leaves out the layers of other builds.
 func (w *watch) each(do func(*layer)) {
 	w.layers.each(func(mounted *layer) {
@@ -166,9 +184,10 @@ func (w *watch) end(err error) error {
 	return w.explain(err)
 }
 
-// explain adds what reads have failed of since the start.
+// explain adds what reads have failed of since the start, and which layers cannot
+// be read any more.
 func (w *watch) explain(err error) error {
-	var causes []error
+	causes := w.layers.aborted(w.uses)
 	w.each(func(mounted *layer) {
 		failure := mounted.failure.Load()
 		if failure == nil || failure.at.Before(w.start) {

@@ -57,13 +57,22 @@ func serve(dir string, device *os.File, files *filesystem) *Server {
 // Mounted says whether the layer can be seen in its directory: nobody has taken
 // the mount away, or aborted its connection.
 func (s *Server) Mounted() bool {
+	if s.Ended() {
+		return false
+	}
+	// The kernel answers from memory.
+	device, err := deviceOf(s.dir)
+	return err == nil && device == s.device
+}
+
+// Ended says whether nobody can read the layer any more, not even who has had it
+// open: its connection was aborted, or it was unmounted and nobody uses it.
+func (s *Server) Ended() bool {
 	select {
 	case <-s.served:
-		return false
+		return true
 	default:
-		// The kernel answers from memory.
-		device, err := deviceOf(s.dir)
-		return err == nil && device == s.device
+		return false
 	}
 }
 
