@@ -194,27 +194,6 @@ func (c *readCounter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestOpenRefusesWhatNoWriterMakes: small TOCs that need much memory.
-func TestOpenRefusesWhatNoWriterMakes(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes some seconds")
-	}
-	many := func(n int, entry string) []byte {
-		var list []string
-		for i := range n {
-			list = append(list, fmt.Sprintf(entry, i))
-		}
-		return withTOC(t, nil, `{"version":1,"entries":[`+strings.Join(list, ",")+`]}`)
-	}
-	for want, blob := range map[string][]byte{
-		"directories have no entry of their own, beside 40 entries": many(40, `{"name":"%d`+strings.Repeat("/d", 2000)+`","type":"dir"}`),
-		"names and xattrs up to it have":                            many(40, `{"name":"%d","type":"reg","xattrs":{"user.x":"`+strings.Repeat("AAAA", 350_000)+`"}}`),
-	} {
-		_, err := estargz.Open(bytes.NewReader(blob), int64(len(blob)), estargz.OpenOptions{})
-		require.ErrorContains(t, err, want)
-	}
-}
-
 // TestWriteStopsAtFullDisk: a destination that fails ends the writer at once,
 // not when its input ends.
 func TestWriteStopsAtFullDisk(t *testing.T) {
@@ -289,46 +268,6 @@ func heap() uint64 {
 type readerAt func(p []byte, off int64) (int, error)
 
 func (f readerAt) ReadAt(p []byte, off int64) (int, error) { return f(p, off) }
-
-// allocated is how many bytes are allocated by a function.
-func allocated(do func()) int64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	do()
-	runtime.ReadMemStats(&after)
-	return int64(after.TotalAlloc - before.TotalAlloc)
-}
-
-// TestSmallBlobOfManyEntries: what a TOC makes a reader allocate is in proportion to
-// the blob, into which it compresses a thousandfold.
-func TestSmallBlobOfManyEntries(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes some seconds")
-	}
-	toc := func(name string, n int) string {
-		return `{"version":1,"entries":[` + strings.Repeat(name+",", n-1) + name + `]}`
-	}
-	honest := writeOf(t, 20_000)
-	most := allocated(func() { open(t, honest) })
-	for name, entry := range map[string]string{
-		"one name": `{"name":"a","type":"fifo"}`,
-		"chunks":   `{"type":"chunk","offset":1}`,
-		"xattrs":   `{"name":"a","type":"fifo","xattrs":{"user.a":"AAAA"}}`,
-	} {
-		t.Run(name, func(t *testing.T) {
-			blob := withTOC(t, make([]byte, len(honest)/2), toc(entry, 1<<22))
-			if name == "chunks" {
-				blob = withTOC(t, make([]byte, len(honest)/2), `{"version":1,"entries":[{"name":"a","type":"reg"},`+toc(entry, 1<<22)[len(`{"version":1,"entries":[`):])
-			}
-			var err error
-			n := allocated(func() { _, err = estargz.Open(bytes.NewReader(blob), int64(len(blob)), estargz.OpenOptions{}) })
-			require.ErrorContains(t, err, "entries for a layer of")
-			ofItsSize := most * int64(len(blob)) / int64(len(honest))
-			t.Logf("a blob of %d bytes: %d MiB; an honest one of its size: %d MiB", len(blob), n>>20, ofItsSize>>20)
-			require.Less(t, n, ofItsSize+64<<20)
-		})
-	}
-}
 
 // writeOf writes a layer of n empty files.
 func writeOf(t *testing.T, n int) []byte {

@@ -60,7 +60,7 @@ func TestOpenRefuses(t *testing.T) {
 		"another version":           {withTOC(t, payload, `{"version":2,"entries":[]}`), "version 2 is unknown"},
 		"entries of two kinds":      {withTOC(t, payload, `{"entries":[],"entries":[]}`), "entries stand twice"},
 		"entries no list":           {withTOC(t, payload, `{"entries":{}}`), "want a list"},
-		"enormous entry":            {withTOC(t, payload, `{"entries":[{"name":"`+strings.Repeat("x", 17<<20)+`"}]}`), "larger than 16777216 bytes"},
+		"enormous entry":            {withTOC(t, payload, `{"entries":[{"name":"`+strings.Repeat("x", 5<<20)+`"}]}`), "larger than 4194304 bytes"},
 		"chunks of a replaced file": {reg(`"size":1099511627776,"offset":%d},{"name":"a","type":"reg"`, a.Offset), "more than deflate can hold"},
 		"long path":                 {entries(`{"name":"` + strings.Repeat("x/", 4096) + `","type":"dir"}`), "more than 4096"},
 		"long link":                 {entries(`{"name":"l","type":"symlink","linkName":"` + strings.Repeat("x/", 4096) + `"}`), "more than 4096"},

@@ -2,7 +2,6 @@ package estargz
 
 import (
 	"fmt"
-	"path"
 	"strings"
 
 	digest "github.com/opencontainers/go-digest"
@@ -14,47 +13,42 @@ const deflateRatio = 1032
 // implicitMode is that of a directory which has no entry of its own.
 const implicitMode = 0o755
 
-// A file is what a name in the layer leads to.
-type file struct {
-	entry    *Entry
-	chunks   []*Entry
-	children map[string]*file
-	links    int
-}
-
 // index checks every entry, makes the tree and fills in what the JSON leaves
 // to be inferred.
 func (r *Reader) index() error {
-	r.files = map[string]*file{"": {entry: &Entry{Type: TypeDir, Mode: implicitMode}, links: 2}}
-	files := r.indexFiles()
+	r.files = make(map[string]*Entry, len(r.entries))
+	for i, e := range r.entries {
+		if e.at = int32(i); e.Type != TypeChunk {
+			r.files[e.Name] = e // of several with one name the last counts
+		}
+	}
 	if err := r.indexMembers(); err != nil {
 		return err
 	}
-	for _, f := range files {
-		if err := f.checkChunks(); err != nil {
-			return fmt.Errorf("file %q: %w", f.entry.Name, err)
+	for _, e := range r.entries {
+		if err := checkChunks(e, r.chunks(e)); err != nil {
+			return fmt.Errorf("file %q: %w", e.Name, err)
 		}
 	}
-	return r.indexTree()
+	if err := r.indexTree(); err != nil {
+		return err
+	}
+	return r.indexLinks()
 }
 
-// indexFiles finds the file of each name and the chunks of each file. The last
-// of several entries with one name counts. It returns the others as well.
-func (r *Reader) indexFiles() (all []*file) {
-	var last *file
-	for _, e := range r.entries {
-		if e.Type == TypeChunk {
-			last.chunks = append(last.chunks, e)
-			continue
-		}
-		last = &file{entry: e}
-		if e.Type == TypeReg && e.Size > 0 {
-			last.chunks = []*Entry{e}
-		}
-		r.files[e.Name] = last
-		all = append(all, last)
+// chunks returns the entries that hold the contents of a regular file.
+func (r *Reader) chunks(e *Entry) []*Entry {
+	if e.Type != TypeReg {
+		return nil
 	}
-	return all
+	first, end := int(e.at), int(e.at)+1
+	if e.Size == 0 {
+		first++ // what follows is an error
+	}
+	for end < len(r.entries) && r.entries[end].Type == TypeChunk {
+		end++
+	}
+	return r.entries[first:end:end]
 }
 
 // indexMembers finds where the gzip member of each chunk ends: where the next
@@ -82,13 +76,13 @@ func (r *Reader) indexMembers() error {
 
 // checkChunks checks that the chunks make up the file and can be in their
 // members.
-func (f *file) checkChunks() error {
-	if f.entry.Type != TypeReg || len(f.chunks) == 0 {
+func checkChunks(file *Entry, chunks []*Entry) error {
+	if len(chunks) == 0 {
 		return nil
 	}
-	size := f.entry.Size
+	size := file.Size
 	var off int64
-	for i, c := range f.chunks {
+	for i, c := range chunks {
 		if c.ChunkOffset != off {
 			return fmt.Errorf("chunk %d starts at %d, want %d", i, c.ChunkOffset, off)
 		}
@@ -137,89 +131,88 @@ func isSHA256(d string) bool {
 	return ok && len(hex) == 64 && strings.Trim(hex, "0123456789abcdef") == ""
 }
 
-// indexTree links every file into its directory. Directories without an entry
-// get one.
+// indexTree finds the directories that have no entry, and checks that files lie
+// in directories.
 func (r *Reader) indexTree() error {
-	names := make([]string, 0, len(r.files))
+	r.implied = map[string]struct{}{}
+	if r.files[""] == nil {
+		r.implied[""] = struct{}{}
+	}
 	for _, e := range r.entries {
-		if e.Type != TypeChunk && r.files[e.Name].entry == e {
-			names = append(names, e.Name)
-		}
-	}
-	for _, name := range names {
-		if f := r.files[name]; f.entry.Type == TypeDir {
-			f.links++ // its own "."
-			if name == "" {
-				f.links++ // its ".."
-			}
-		}
-	}
-	targets := map[string]*file{}
-	for _, name := range names {
-		f := r.files[name]
-		if f.entry.Type == TypeHardlink {
-			target, err := r.follow(f)
-			if err != nil {
-				return err
-			}
-			targets[name] = target
-			f = target
-		}
-		if name == "" {
+		if e.Type == TypeChunk || r.files[e.Name] != e {
 			continue
 		}
-		if err := r.link(name, f); err != nil {
+		if err := r.indexParents(e); err != nil {
 			return err
 		}
-	}
-	for name, target := range targets {
-		r.files[name] = target
 	}
 	return nil
 }
 
-func (r *Reader) follow(f *file) (*file, error) {
-	target, err := linkTarget(f.entry, func(name string) *Entry {
-		if f := r.files[name]; f != nil {
-			return f.entry
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	return r.files[target.Name], nil
-}
-
-// link adds a file to its directory, making that and those above if need be.
-func (r *Reader) link(name string, f *file) error {
-	for {
-		f.links++
+func (r *Reader) indexParents(e *Entry) error {
+	for name := e.Name; name != ""; {
 		parent := parentName(name)
-		dir, ok := r.files[parent]
-		if !ok {
-			if len(r.files) == maxTOCEntries {
-				return fmt.Errorf("more than %d directories and files", maxTOCEntries)
+		r.work.lookups++
+		if dir := r.files[parent]; dir != nil {
+			if dir.Type != TypeDir {
+				return fmt.Errorf("%q lies under %q, which is a %s", name, parent, dir.Type)
 			}
-			if r.implied++; r.implied > maxImplied(len(r.entries)) {
-				return fmt.Errorf("%.100q: %d directories have no entry of their own, beside %d entries", name, r.implied, len(r.entries))
-			}
-			dir = &file{entry: &Entry{Name: parent, Type: TypeDir, Mode: implicitMode}, links: 1}
-			r.files[parent] = dir
+			return nil // those above it are its own
 		}
-		if dir.entry.Type != TypeDir {
-			return fmt.Errorf("%q lies under %q, which is a %s", name, parent, dir.entry.Type)
-		}
-		if dir.children == nil {
-			dir.children = map[string]*file{}
-		}
-		dir.children[path.Base(name)] = f
-		if f.entry.Type == TypeDir {
-			dir.links++ // its ".."
-		}
-		if ok {
+		if _, known := r.implied[parent]; known {
 			return nil
 		}
-		name, f = parent, dir
+		if len(r.files)+len(r.implied) == maxTOCEntries {
+			return fmt.Errorf("more than %d directories and files", maxTOCEntries)
+		}
+		if len(r.implied) > maxImplied(len(r.entries)) {
+			return fmt.Errorf("%.100q: %d directories have no entry of their own, beside %d entries", e.Name, len(r.implied), len(r.entries))
+		}
+		if err := r.allowance.takeMemory(impliedSize); err != nil {
+			return fmt.Errorf("%.100q: directories have no entry of their own: %w", e.Name, err)
+		}
+		r.implied[parent] = struct{}{}
+		name = parent
 	}
+	return nil
+}
+
+// indexLinks has the names of hard links lead to the files that they share.
+func (r *Reader) indexLinks() error {
+	for _, e := range r.entries {
+		if e.Type != TypeHardlink || r.files[e.Name] != e {
+			continue
+		}
+		if err := followLink(e, r.files, &r.work.lookups); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// followLink has the name of a hard link, and of those that it leads through, lead
+// to the file that they share. A chain of links is so followed once. A circle ends
+// after as many steps as a name can have links on any file system.
+func followLink(e *Entry, files map[string]*Entry, lookups *int) error {
+	const maxSteps = 100
+	through, target := []string(nil), e
+	for target.Type == TypeHardlink {
+		if len(through) == maxSteps {
+			return fmt.Errorf("hard link %q leads to no file in %d steps", e.Name, maxSteps)
+		}
+		through = append(through, CleanName(target.Name))
+		next := files[CleanName(target.LinkName)]
+		*lookups++
+		if next == nil {
+			return fmt.Errorf("hard link %q leads to %q, which is not in the layer", e.Name, target.LinkName)
+		}
+		target = next
+	}
+	if target.Type == TypeDir {
+		return fmt.Errorf("hard link %q leads to the directory %q", e.Name, target.Name)
+	}
+	for _, name := range through {
+		files[name] = target
+	}
+	return nil
 }

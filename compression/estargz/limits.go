@@ -1,32 +1,104 @@
 package estargz
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+	"sync/atomic"
+)
 
-// What a tar or a TOC says costs memory when it is read. What follows bounds that
-// by the number of entries, which ordinary layers of as many files need too. A
-// writer has no wider limits than a Reader.
+// What a tar or a TOC says costs memory and time when it is read, and both are
+// compressed up to a thousandfold. What follows bounds that by the size of the
+// blob. A writer has no wider limits than a Reader.
 
 // maxBuilt leaves the landmark of another order a place among maxTOCEntries.
 const maxBuilt = maxTOCEntries - 1
 
-// maxEntries is how many entries a TOC may have behind a payload of so many bytes.
-// The TOC itself compresses a thousandfold, and an entry takes hundreds of bytes of
-// memory. In the payload each entry has a header of the tar, which takes 7 bytes at
-// least: so do 100,000 empty files whose names count up, at level 9.
-func maxEntries(payload int64) int { return int(min(1<<16+payload/3, maxTOCEntries)) }
+// maxMemory is how many bytes of memory the entries of a TOC may take behind a
+// payload of so many bytes. An empty file of an ordinary layer has 25 bytes of the
+// payload or more, and takes entrySize of memory: 13 for each byte. Names that
+// count up compress to 7 bytes, of which the first part has room for 180,000.
+func maxMemory(payload int64) int64 { return 56<<20 + 13*min(payload, 1<<50) }
 
-func checkEntries(n int, payload int64) error {
-	if most := maxEntries(payload); n > most {
-		return fmt.Errorf("more than %d entries for a layer of %d bytes", most, payload)
+// maxTOC is how large the JSON of a TOC may be. It takes time even where it says
+// nothing. That of an ordinary entry has 100 bytes, or 500 in the indented form
+// that others write.
+func maxTOC(payload int64) int64 { return min(16<<20+32*min(payload, maxTOCSize), maxTOCSize) }
+
+// maxElements is how many elements the paths of so many entries may have: each is
+// looked up. Ordinary paths have fewer than 20 each.
+func maxElements(entries int) int { return 1<<18 + 20*entries }
+
+// What an entry takes in memory, measured.
+const (
+	entrySize   = 320 // with its place in the tree, and without what follows
+	stringSize  = 16  // at least, besides its bytes
+	xattrSize   = 96  // besides name and value
+	ownerSize   = 64  // of a name that is remembered
+	impliedSize = 48  // of a directory that has no entry
+)
+
+// An allowance counts what the entries of a TOC take.
+type allowance struct {
+	payload  int64
+	entries  int
+	elements int
+	memory   int64
+}
+
+// take counts an entry as the JSON spells it. What follows from others takes
+// nothing of its own.
+func (a *allowance) take(e *Entry) error {
+	a.entries++
+	a.elements += 1 + strings.Count(e.Name, "/")
+	if e.Type == TypeHardlink {
+		a.elements += 1 + strings.Count(e.LinkName, "/")
+	}
+	if a.elements > maxElements(a.entries) {
+		return fmt.Errorf("paths up to it have %d elements, more than %d for %d entries", a.elements, maxElements(a.entries), a.entries)
+	}
+	return a.takeMemory(memoryOf(e))
+}
+
+func (a *allowance) takeMemory(n int64) error {
+	if a.memory += n; a.memory > maxMemory(a.payload) {
+		return fmt.Errorf("%d entries take more than %d bytes of memory, the limit for a layer of %d bytes", a.entries, maxMemory(a.payload), a.payload)
 	}
 	return nil
+}
+
+func memoryOf(e *Entry) int64 {
+	n := entrySize + textOf(e) + int64(len(e.Digest)+len(e.ChunkDigest))
+	if e.ChunkDigest == e.Digest {
+		n -= int64(len(e.Digest))
+	}
+	if e.LinkName != "" {
+		n += stringSize
+	}
+	for _, name := range []string{e.Uname, e.Gname} {
+		if name != "" {
+			n += ownerSize
+		}
+	}
+	return n + int64(len(e.Xattrs))*xattrSize
+}
+
+// A work counts what reading a blob took, for the tests of what hostile bytes cost.
+type work struct {
+	inflated atomic.Int64 // bytes, each time that they are
+	entries  int          // of the tar
+	lookups  int          // of names
 }
 
 // maxImplied is how many directories may have no entry of their own. One path can
 // imply 2,000.
 func maxImplied(entries int) int { return 1<<16 + 4*entries }
 
-// maxText is how many bytes the names and xattrs of the entries may have.
+// maxReplaced is how many entries of a tar may have the name of a later one,
+// beside so many names. They are in no TOC.
+func maxReplaced(names int) int { return 1<<16 + names }
+
+// maxText is how many bytes the names and xattrs of a tar may have, while the size
+// of the blob is not known.
 func maxText(entries int) int64 { return 32<<20 + 4<<10*int64(entries) }
 
 func textOf(e *Entry) int64 {
@@ -45,8 +117,16 @@ const (
 	maxExtra = 2 << 20
 )
 
-// maxAllHeads is how many bytes of headers are kept in memory.
-func maxAllHeads(entries int) int64 { return 8<<20 + 2<<10*int64(entries) }
+// maxAllHeads is how many bytes of headers are kept in memory. A file has 512,
+// which compress to 25 or more.
+func maxAllHeads(payload int64) int64 { return 16<<20 + 20*payload }
+
+// maxHeadersOf is what the headers of a file take, besides long names and xattrs.
+const maxHeadersOf = 6 * blockSize
+
+// maxHidden is how many bytes a tar may have that its TOC does not name, where it
+// names so many: contents of files that later ones replace.
+func maxHidden(named int64) int64 { return 128<<20 + 8*named }
 
 // maxDeflated is how large contents of n bytes are at most as a deflate stream
 // that is taken over. A stored block of 32 KiB has five bytes more; what is

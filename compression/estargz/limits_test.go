@@ -43,8 +43,36 @@ func TestBuilderLimits(t *testing.T) {
 	require.NoError(t, toc.chunk(f, &Entry{Name: "a", Type: TypeChunk}))
 	require.ErrorContains(t, toc.chunk(f, &Entry{Name: "a", Type: TypeChunk}), `tar entry "a": more than`)
 
-	_, err = encodeTOC(make([]*Entry, maxTOCEntries+1))
+	_, err = encodeTOC(make([]*Entry, maxTOCEntries+1), 0, 0)
 	require.ErrorContains(t, err, "a TOC of 4194305 entries")
-	_, err = encodeTOC([]*Entry{{Name: "a", Type: TypeReg, Xattrs: map[string][]byte{"user.x": make([]byte, 13<<20)}}})
+	_, err = encodeTOC([]*Entry{{Name: "a", Type: TypeReg, Xattrs: map[string][]byte{"user.x": make([]byte, 4<<20)}}}, 0, 0)
 	require.ErrorContains(t, err, `TOC entry "a"`)
+}
+
+// TestWriterCountsAsReader: a reader fills in what is not spelled, and counts the same
+// text as the writer, which has replaced entries and implied directories besides.
+func TestWriterCountsAsReader(t *testing.T) {
+	names, read := newOwnerNames(), newOwnerNames()
+	for _, want := range []string{"root", "", "root", "other", ""} {
+		e := &Entry{Uname: want}
+		e.Uname, _ = names.elide(e)
+		read.fill(e)
+		if want != "" {
+			require.Equal(t, want, e.Uname)
+		}
+		require.Equal(t, names.users, read.users, "after %q", want)
+	}
+
+	// Replaced entries do not make room for the text of others.
+	var toc tocBuilder
+	for range 1 << 12 {
+		_, err := toc.add(&Entry{Name: "a", Type: TypeFifo})
+		require.NoError(t, err)
+	}
+	for i := range 90 {
+		_, err := toc.add(&Entry{Name: fmt.Sprint(i), Type: TypeFifo, Xattrs: map[string][]byte{"user.x": make([]byte, 500<<10)}})
+		require.NoError(t, err)
+	}
+	_, err := encodeTOC(toc.entries(), toc.implied, 1<<10)
+	require.ErrorContains(t, err, "larger than readers accept, 16809984 bytes for a layer of 1024")
 }

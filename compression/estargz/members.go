@@ -24,6 +24,7 @@ type members struct {
 	at  map[int64]*oldMember // by offset
 
 	room headRoom
+	work *work
 }
 
 // A headRoom is how many more bytes of headers may be kept in memory. What is
@@ -67,8 +68,8 @@ type oldMember struct {
 // when files share one, or chunks or what stands between contents are larger
 // than what is held in memory.
 func (r *Reader) members(ctx context.Context) (*members, bool, error) {
-	ms := &members{at: map[int64]*oldMember{}}
-	ms.room.left.Store(maxAllHeads(len(r.entries)))
+	ms := &members{at: map[int64]*oldMember{}, work: &r.work}
+	ms.room.left.Store(maxAllHeads(r.payload))
 	first := &oldMember{blob: r.blob, end: r.payload}
 	ms.all = append(ms.all, first)
 	var left int64 // of the file, behind the chunk
@@ -103,7 +104,7 @@ func (r *Reader) members(ctx context.Context) (*members, bool, error) {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if err := m.readHeads(ctx, &ms.room); err != nil {
+			if err := m.readHeads(ctx, ms); err != nil {
 				return fmt.Errorf("estargz: member at %d: %w", m.start, err)
 			}
 			return nil
@@ -124,7 +125,7 @@ func (ms *members) largest() int64 {
 	return min(largest, MaxChunkSize)
 }
 
-func (m *oldMember) readHeads(ctx context.Context, room *headRoom) error {
+func (m *oldMember) readHeads(ctx context.Context, ms *members) error {
 	if m.start == m.end {
 		return nil // a tar that begins with contents there is not
 	}
@@ -139,11 +140,11 @@ func (m *oldMember) readHeads(ctx context.Context, room *headRoom) error {
 	m.sum = binary.LittleEndian.Uint32(trailer)
 	size := int64(binary.LittleEndian.Uint32(trailer[4:]))
 	if bytes.Equal(p[:gzipHeaderSize], gzipHeader[:]) && m.contents > 0 && size >= m.contents {
-		if m.findCut(p, size-m.contents, room) {
+		if m.findCut(p, size-m.contents, ms) {
 			return nil
 		}
 	}
-	return m.inflate(ctx, p, room)
+	return m.inflate(ctx, p, ms)
 }
 
 // syncMarker ends a deflate stream at a byte without ending the member.
@@ -165,7 +166,7 @@ const (
 // size behind it. Bytes that look like one and are not do not decompress to the
 // right size; and the checksum is yet to be verified. A member that takes too
 // long to search has none: its contents are compressed again.
-func (m *oldMember) findCut(member []byte, heads int64, room *headRoom) (found bool) {
+func (m *oldMember) findCut(member []byte, heads int64, ms *members) (found bool) {
 	p := member[:len(member)-gzipTrailerSize]
 	if heads > maxHeads || bytes.Contains(p[1:], gzipHeader[:]) {
 		return false // several members, and the size is of the last
@@ -176,12 +177,12 @@ func (m *oldMember) findCut(member []byte, heads int64, room *headRoom) (found b
 		return true
 	}
 	left := cutRatio*int64(len(p)) + minCutSize
-	if left < heads || !room.take(heads) {
+	if left < heads || !ms.room.take(heads) {
 		return false
 	}
 	defer func() {
 		if !found {
-			room.left.Add(heads)
+			ms.room.left.Add(heads)
 		}
 	}()
 	out, end := make([]byte, heads), len(p)
@@ -192,6 +193,7 @@ func (m *oldMember) findCut(member []byte, heads int64, room *headRoom) (found b
 		}
 		cut := i + len(syncMarker)
 		n, ok := inflateHeads(member[cut:], out)
+		ms.work.inflated.Add(int64(n))
 		if ok && short(cut) {
 			m.cut, m.heads = cut, out
 			return true
@@ -224,7 +226,7 @@ var errManyHeads = errors.New("too many bytes behind the contents")
 
 // inflate decompresses all to get at the headers. There may be several gzip
 // members.
-func (m *oldMember) inflate(ctx context.Context, p []byte, room *headRoom) error {
+func (m *oldMember) inflate(ctx context.Context, p []byte, ms *members) error {
 	z, err := gzip.NewReader(&stoppable{r: bytes.NewReader(p), stopped: ctx.Err})
 	if err != nil {
 		return err
@@ -234,10 +236,11 @@ func (m *oldMember) inflate(ctx context.Context, p []byte, room *headRoom) error
 		return noEOF(err)
 	}
 	var heads bytes.Buffer
-	n, err := io.Copy(io.MultiWriter(room, &heads, sum), io.LimitReader(z, maxHeads+1))
+	n, err := io.Copy(io.MultiWriter(&ms.room, &heads, sum), io.LimitReader(z, maxHeads+1))
 	if err != nil {
 		return err
 	}
+	ms.work.inflated.Add(m.contents + n)
 	if n > maxHeads {
 		return errManyHeads
 	}

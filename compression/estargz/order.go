@@ -31,12 +31,14 @@ const maxGlobals = 1 << 12
 
 // scanTar finds the parts of a tar. Of several files with one name the last
 // counts; a TOC and landmarks of an earlier order are left out. A tar that would
-// unpack to something else in another order is refused.
-func scanTar(r io.Reader) (*parts, error) {
+// unpack to something else in another order is refused, and so is one with files
+// that are not listed, unless nil lists them.
+func scanTar(r io.Reader, listed map[string]*Entry, took *work) (*parts, error) {
 	c := &counter{r: r}
 	t := tar.NewReader(c)
 	p := &parts{byName: map[string]*part{}}
 	var toc tocBuilder
+	defer func() { took.entries, took.lookups = took.entries+toc.count, took.lookups+toc.lookups }()
 	var start int64
 	globals := 0
 	for {
@@ -50,6 +52,9 @@ func scanTar(r io.Reader) (*parts, error) {
 			return nil, fmt.Errorf("tar at %d: %w", start, err)
 		}
 		e, err := newEntry(h)
+		if err == nil && e != nil && listed != nil {
+			err = checkListed(e, listed)
+		}
 		if err == nil && e != nil {
 			_, err = toc.add(e)
 		}
@@ -75,6 +80,31 @@ func scanTar(r io.Reader) (*parts, error) {
 		p.add(&part{entry: e, start: start, contents: contents, end: end})
 		start = end
 	}
+}
+
+func checkListed(e *Entry, listed map[string]*Entry) error {
+	if name := CleanName(e.Name); listed[name] == nil && !isReserved(name) {
+		return fmt.Errorf("the tar has %q, the TOC has not", name)
+	}
+	return nil
+}
+
+// compare checks that a TOC lists the files of the tar.
+func (p *parts) compare(listed map[string]*Entry) error {
+	for name := range listed {
+		if p.byName[name] == nil {
+			return fmt.Errorf("the TOC has %q, the tar has not", name)
+		}
+	}
+	for _, f := range p.all {
+		if f.entry == nil || f.replaced {
+			continue
+		}
+		if in := listed[f.name]; in.Type != f.entry.Type || in.Size != f.entry.Size {
+			return fmt.Errorf("%q is a %s of %d bytes in the tar, a %s of %d in the TOC", f.name, f.entry.Type, f.entry.Size, in.Type, in.Size)
+		}
+	}
+	return nil
 }
 
 func (p *parts) add(f *part) {

@@ -16,9 +16,11 @@ type Reader struct {
 	blob      io.ReaderAt
 	payload   int64 // bytes of the blob before the TOC
 	entries   []*Entry
-	files     map[string]*file
-	implied   int // directories in files without an entry
+	files     map[string]*Entry   // what a name leads to
+	implied   map[string]struct{} // directories without an entry
+	allowance allowance           // that entries and implied took
 	tocDigest digest.Digest
+	work      work
 	whole     bool // no file of the tar stands behind the TOC
 }
 
@@ -53,6 +55,7 @@ func Open(blob io.ReaderAt, size int64, opts OpenOptions) (*Reader, error) {
 		}
 		r.payload, toc, where = size-f.size, opts.TOC, "external TOC"
 	}
+	r.allowance.payload = r.payload
 	if err := r.readTOC(toc, opts.TOCDigest); err != nil {
 		return nil, fmt.Errorf("estargz: %s: %w", where, err)
 	}
@@ -69,7 +72,7 @@ func Detect(blob io.ReaderAt, size int64) bool {
 	if err != nil || f.external {
 		return false
 	}
-	_, _, err = openTOC(io.NewSectionReader(blob, f.tocOffset, size-f.size-f.tocOffset))
+	_, err = openTOC(io.NewSectionReader(blob, f.tocOffset, size-f.size-f.tocOffset), f.tocOffset)
 	return err == nil
 }
 
@@ -79,26 +82,26 @@ type tocReader struct {
 	in io.LimitedReader // of the section that starts with the TOC, decompressed
 }
 
-// openTOC finds the JSON of the TOC and its length in what is compressed behind
-// the payload.
-func openTOC(r io.Reader) (*tocReader, int64, error) {
+// openTOC finds the JSON of the TOC in what is compressed behind so many bytes of
+// payload.
+func openTOC(r io.Reader, payload int64) (*tocReader, error) {
 	z, err := gzip.NewReader(r)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	t := &tocReader{in: io.LimitedReader{R: z, N: maxTOCSize + maxBehindTOC}}
+	t := &tocReader{in: io.LimitedReader{R: z, N: maxTOC(payload) + maxBehindTOC}}
 	t.Reader = tar.NewReader(&t.in)
 	h, err := t.Next()
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	if h.Name != TOCName || h.Typeflag != tar.TypeReg {
-		return nil, 0, fmt.Errorf("found the tar entry %q, want the file %q", h.Name, TOCName)
+		return nil, fmt.Errorf("found the tar entry %q, want the file %q", h.Name, TOCName)
 	}
-	if h.Size > maxTOCSize {
-		return nil, 0, fmt.Errorf("%d bytes are more than the limit of %d", h.Size, maxTOCSize)
+	if most := maxTOC(payload); h.Size > most {
+		return nil, fmt.Errorf("%d bytes of JSON are more than %d, the limit for a layer of %d bytes", h.Size, most, payload)
 	}
-	return t, h.Size, nil
+	return t, nil
 }
 
 // maxBehindTOC is how much is read to find the end of the archive.
@@ -112,15 +115,11 @@ func (t *tocReader) isLast() bool {
 }
 
 func (r *Reader) readTOC(section io.Reader, want digest.Digest) error {
-	toc, _, err := openTOC(section)
+	toc, err := openTOC(section, r.payload)
 	if err != nil {
 		return err
 	}
-	var text int64
-	r.tocDigest, err = readTOC(toc, r.payload, func(e *Entry) error {
-		if text += textOf(e); text > maxText(len(r.entries)+1) {
-			return fmt.Errorf("names and xattrs up to it have %d bytes, more than %d for %d entries", text, maxText(len(r.entries)+1), len(r.entries)+1)
-		}
+	r.tocDigest, err = readTOC(toc, &r.allowance, func(e *Entry) error {
 		c := *e
 		r.entries = append(r.entries, &c)
 		return nil
@@ -128,6 +127,7 @@ func (r *Reader) readTOC(section io.Reader, want digest.Digest) error {
 	if err == nil && want != "" && r.tocDigest != want {
 		err = fmt.Errorf("its digest is %s, want %s", r.tocDigest, want)
 	}
+	r.work.inflated.Add(maxTOC(r.payload) + maxBehindTOC - toc.in.N)
 	if err == nil {
 		r.whole = toc.isLast()
 	}
@@ -145,42 +145,21 @@ func (r *Reader) Entries() []*Entry { return r.entries }
 // root. Hard links lead to the file they share, directories that only the
 // paths of others imply have an entry too.
 func (r *Reader) Lookup(name string) (*Entry, bool) {
-	f := r.files[CleanName(name)]
-	if f == nil {
-		return nil, false
+	name = CleanName(name)
+	if e := r.files[name]; e != nil {
+		return e, true
 	}
-	return f.entry, true
+	if _, ok := r.implied[name]; ok {
+		return &Entry{Name: name, Type: TypeDir, Mode: implicitMode}, true
+	}
+	return nil, false
 }
 
 // Chunks returns the entries that hold the contents of a regular file, in the
 // order of the file.
 func (r *Reader) Chunks(name string) []*Entry {
-	f := r.files[CleanName(name)]
-	if f == nil {
-		return nil
+	if e := r.files[CleanName(name)]; e != nil {
+		return r.chunks(e)
 	}
-	return f.chunks
-}
-
-// NumLink returns how many names and subdirectories point to a path, as
-// stat(2) counts them.
-func (r *Reader) NumLink(name string) int {
-	f := r.files[CleanName(name)]
-	if f == nil {
-		return 0
-	}
-	return f.links
-}
-
-// Children returns the names in a directory, each with its entry.
-func (r *Reader) Children(name string) map[string]*Entry {
-	f := r.files[CleanName(name)]
-	if f == nil {
-		return nil
-	}
-	children := make(map[string]*Entry, len(f.children))
-	for base, child := range f.children {
-		children[base] = child.entry
-	}
-	return children
+	return nil
 }

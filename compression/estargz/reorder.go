@@ -48,8 +48,8 @@ func Reorder(ctx context.Context, w io.Writer, src *Reader, order []string, opts
 	if err != nil {
 		return nil, err
 	}
-	r := &reorderer{members: members, headers: members.headers(ctx)}
-	if err := r.scan(src.entries); err != nil {
+	r := &reorderer{src: src, members: members, headers: members.headers(ctx)}
+	if err := r.scan(); err != nil {
 		return nil, err
 	}
 	if err := o.run(ctx, func(next func(int) (*batch, error), submit func(*batch)) error {
@@ -61,15 +61,15 @@ func Reorder(ctx context.Context, w io.Writer, src *Reader, order []string, opts
 	}); err != nil {
 		return nil, err
 	}
-	return o.finish(r.toc)
+	return o.finish(r.toc, len(src.implied))
 }
 
 // A reorderer puts the members of a blob together in another order.
 type reorderer struct {
+	src     *Reader
 	members *members
 	headers *io.SectionReader // the tar with zeros for contents
 	parts   *parts
-	files   map[string]*tocFile
 
 	next   func(n int) (*batch, error)
 	submit func(*batch)
@@ -78,32 +78,32 @@ type reorderer struct {
 	toc    []*Entry
 }
 
+// listed returns the entry of each name in the TOC.
+func (r *Reader) listed() map[string]*Entry {
+	listed := make(map[string]*Entry, len(r.files))
+	for _, e := range r.entries {
+		if e.Type != TypeChunk {
+			listed[e.Name] = e
+		}
+	}
+	return listed
+}
+
 // scan finds the files of the tar and their entries in the TOC, and checks that
 // these say the same.
-func (r *reorderer) scan(entries []*Entry) (err error) {
-	if r.parts, err = scanTar(r.headers); err != nil {
+func (r *reorderer) scan() (err error) {
+	listed := r.src.listed()
+	if r.parts, err = scanTar(r.headers, listed, &r.src.work); err != nil {
 		return fmt.Errorf("estargz: headers: %w", err)
 	}
-	r.files = map[string]*tocFile{}
-	var last *tocFile
-	for _, e := range entries {
-		if e.Type == TypeChunk {
-			last.chunks = append(last.chunks, e)
-			continue
-		}
-		last = &tocFile{entry: e}
-		r.files[e.Name] = last
-	}
-	for name := range r.files {
-		if r.parts.byName[name] == nil {
-			return fmt.Errorf("estargz: the TOC has %q, the tar has not", name)
-		}
+	if err := r.parts.compare(listed); err != nil {
+		return fmt.Errorf("estargz: %w", err)
 	}
 	for _, f := range r.parts.all {
 		if f.entry == nil || f.replaced {
 			continue
 		}
-		if err := r.describe(f); err != nil {
+		if err := r.describe(f, listed[f.name]); err != nil {
 			return fmt.Errorf("estargz: %w", err)
 		}
 	}
@@ -112,20 +112,10 @@ func (r *reorderer) scan(entries []*Entry) (err error) {
 
 // describe completes the entry of a file with what the TOC knows of it: where its
 // contents are, and their digests. All else stands in its headers.
-func (r *reorderer) describe(f *part) error {
-	file := r.files[f.name]
-	if file == nil {
-		return fmt.Errorf("the tar has %q, the TOC has not", f.name)
-	}
-	in := file.entry
-	if in.Type != f.entry.Type || in.Size != f.entry.Size {
-		return fmt.Errorf("%q is a %s of %d bytes in the tar, a %s of %d in the TOC", f.name, f.entry.Type, f.entry.Size, in.Type, in.Size)
-	}
+func (r *reorderer) describe(f *part, in *Entry) error {
 	at := f.contents
-	for _, e := range append([]*Entry{in}, file.chunks...) {
-		if !e.HasContents() {
-			continue
-		}
+	chunks := r.src.chunks(in)
+	for _, e := range chunks {
 		if m := r.members.at[e.Offset]; m.tar != at {
 			return fmt.Errorf("%q from %d is at %d of the tar, at %d by the TOC", f.name, e.ChunkOffset, at, m.tar)
 		}
@@ -134,7 +124,10 @@ func (r *reorderer) describe(f *part) error {
 	f.entry.Name = f.name
 	f.entry.Digest, f.entry.Offset = in.Digest, in.Offset
 	f.entry.ChunkSize, f.entry.ChunkDigest = in.ChunkSize, in.ChunkDigest
-	for _, e := range file.chunks {
+	for _, e := range chunks {
+		if e == in {
+			continue
+		}
 		c := *e
 		f.chunks = append(f.chunks, &c)
 	}
@@ -215,7 +208,10 @@ func (r *reorderer) chunk(e *Entry) error {
 	}
 	m.chunks = []chunk{{entry: e, start: m.start, end: m.start + int(e.ChunkSize)}}
 	b, i := r.cur, len(r.cur.members)-1
-	r.jobs = append(r.jobs, func(tar []byte) error { return old.restore(&b.members[i], tar) })
+	r.jobs = append(r.jobs, func(tar []byte) error {
+		r.src.work.inflated.Add(old.contents)
+		return old.restore(&b.members[i], tar)
+	})
 	return nil
 }
 
@@ -263,8 +259,13 @@ func (r *reorderer) verifyOthers(ctx context.Context) error {
 		}
 		in := &stoppable{r: io.NewSectionReader(m.blob, m.start, m.end-m.start), stopped: ctx.Err}
 		z, err := gzip.NewReader(in)
+		size, n := m.contents+int64(len(m.heads)), int64(0)
 		if err == nil {
-			_, err = io.Copy(io.Discard, z)
+			n, err = io.Copy(io.Discard, io.LimitReader(z, size+1))
+		}
+		r.src.work.inflated.Add(n)
+		if err == nil && n != size {
+			err = fmt.Errorf("it has not the %d bytes that the TOC says", size)
 		}
 		if err != nil {
 			return fmt.Errorf("estargz: member at %d: %w", m.start, noEOF(err))

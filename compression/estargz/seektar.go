@@ -29,6 +29,7 @@ const maxSeeks = 4
 type seekTar struct {
 	blob    *io.SectionReader // its members
 	stopped func() error      // ends reads
+	work    *work
 	starts  []tarStart
 
 	// What is being read.
@@ -36,6 +37,7 @@ type seekTar struct {
 	buf *bufio.Reader // of in
 	z   gzip.Reader
 	pos int64 // in the tar
+	end int64 // the tar is refused where it goes on behind it
 }
 
 // A tarStart is where a member starts.
@@ -49,10 +51,22 @@ func (r *Reader) orderedTar(ctx context.Context, order []string) (io.Reader, err
 	t := &seekTar{
 		blob:    io.NewSectionReader(r.blob, 0, r.payload),
 		stopped: ctx.Err,
+		work:    &r.work,
 		starts:  []tarStart{{}},
 		buf:     bufio.NewReader(nil),
 	}
-	parts, err := t.scan()
+	var named int64
+	for _, e := range r.entries {
+		if named += textOf(e) + maxHeadersOf; e.HasContents() {
+			named = min(named+e.ChunkSize, r.payload*deflateRatio) // they may claim the same bytes
+		}
+	}
+	t.end = named + maxHidden(named)
+	listed := r.listed()
+	parts, err := t.scan(listed)
+	if err == nil {
+		err = parts.compare(listed)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("estargz: %w", err)
 	}
@@ -78,11 +92,11 @@ func (t *seekTar) cost(parts []*part) (n int64) {
 }
 
 // scan reads all of the tar, to find its parts and the places to start from.
-func (t *seekTar) scan() (*parts, error) {
+func (t *seekTar) scan(listed map[string]*Entry) (*parts, error) {
 	if err := t.start(t.starts[0]); err != nil {
 		return nil, noEOF(err)
 	}
-	parts, err := scanTar(t)
+	parts, err := scanTar(t, listed, t.work)
 	if err != nil {
 		return nil, err
 	}
@@ -114,6 +128,10 @@ func (t *seekTar) Read(p []byte) (int, error) {
 	for {
 		n, err := t.z.Read(p)
 		t.pos += int64(n)
+		t.work.inflated.Add(int64(n))
+		if t.pos > t.end {
+			return 0, fmt.Errorf("member before %d: the tar goes on behind byte %d, with far more than its TOC names", t.in.n, t.end)
+		}
 		if n > 0 && err == io.EOF {
 			err = nil // of the member, and returned again
 		}

@@ -69,9 +69,10 @@ type Entry struct {
 	ChunkSize   int64         `json:"chunkSize,omitempty"`
 	ChunkDigest digest.Digest `json:"chunkDigest,omitempty"`
 
-	// memberEnd is where the next gzip member starts in the blob. Only a
-	// Reader knows it.
+	// memberEnd is where the next gzip member starts in the blob, at is the
+	// place among the entries. Only a Reader knows them.
 	memberEnd int64
+	at        int32
 }
 
 // MemberEnd returns where the gzip member that holds the chunk ends in the

@@ -13,7 +13,9 @@ type tocBuilder struct {
 	count   int   // entries, replaced ones included, and implied directories
 	live    int   // names with an entry
 	implied int   // directories without one
+	dropped int   // entries that later ones replace
 	text    int64 // bytes of names and xattrs
+	lookups int   // of names
 }
 
 type tocFile struct {
@@ -49,6 +51,8 @@ func (t *tocBuilder) add(e *Entry) (*tocFile, error) {
 	}
 	if old == nil || old.implied {
 		t.live++
+	} else if t.dropped++; t.dropped > maxReplaced(t.live) {
+		return nil, fmt.Errorf("tar entry %.100q: %d entries have the names of later ones, more than %d beside %d names", e.Name, t.dropped, maxReplaced(t.live), t.live)
 	}
 	if e.Type == TypeHardlink {
 		if target := t.byName[CleanName(e.LinkName)]; target != nil {
@@ -84,6 +88,7 @@ func (t *tocBuilder) limit(e *Entry) error {
 func (t *tocBuilder) markParents(name string, e *Entry) error {
 	for name != "" {
 		name = parentName(name)
+		t.lookups++
 		dir := t.byName[name]
 		if dir == nil {
 			t.count++
@@ -118,17 +123,15 @@ func (f *tocFile) replaceBy(other *tocFile) error {
 
 // check finds hard links that lead nowhere.
 func (t *tocBuilder) check() error {
+	files := make(map[string]*Entry, len(t.byName))
+	for name, f := range t.byName {
+		files[name] = f.entry
+	}
 	for _, f := range t.files {
 		if f.entry.Type != TypeHardlink || f.replaced {
 			continue
 		}
-		_, err := linkTarget(f.entry, func(name string) *Entry {
-			if target := t.byName[name]; target != nil {
-				return target.entry
-			}
-			return nil
-		})
-		if err != nil {
+		if err := followLink(f.entry, files, &t.lookups); err != nil {
 			return fmt.Errorf("tar: %w", err)
 		}
 	}
@@ -144,26 +147,4 @@ func (t *tocBuilder) entries() []*Entry {
 		}
 	}
 	return all
-}
-
-// linkTarget follows a hard link to the file it shares. A link to a link is
-// followed too, a circle ends after as many steps as a name can have links on
-// any file system.
-func linkTarget(e *Entry, lookup func(name string) *Entry) (*Entry, error) {
-	const maxSteps = 100
-	target := e
-	for range maxSteps {
-		if target.Type != TypeHardlink {
-			if target.Type == TypeDir {
-				return nil, fmt.Errorf("hard link %q leads to the directory %q", e.Name, target.Name)
-			}
-			return target, nil
-		}
-		next := lookup(CleanName(target.LinkName))
-		if next == nil {
-			return nil, fmt.Errorf("hard link %q leads to %q, which is not in the layer", e.Name, target.LinkName)
-		}
-		target = next
-	}
-	return nil, fmt.Errorf("hard link %q leads to no file in %d steps", e.Name, maxSteps)
 }

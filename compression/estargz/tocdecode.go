@@ -11,7 +11,7 @@ import (
 // decodeTOC reads the JSON of a TOC entry by entry, so that neither the JSON
 // nor a hostile number of entries is ever in memory as a whole. An entry is
 // each's until it returns.
-func decodeTOC(r io.Reader, each func(*Entry) error) error {
+func decodeTOC(r io.Reader, allowed *allowance, each func(*Entry) error) error {
 	s := &scanner{r: r}
 	if err := s.expect('{'); err != nil {
 		return err
@@ -34,7 +34,7 @@ func decodeTOC(r io.Reader, each func(*Entry) error) error {
 				return errors.New("entries stand twice")
 			}
 			seen = true
-			err = decodeEntries(s, each)
+			err = decodeEntries(s, allowed, each)
 		default:
 			var ignored json.RawMessage
 			err = s.decode(&ignored)
@@ -56,7 +56,7 @@ func decodeVersion(s *scanner) error {
 	return nil
 }
 
-func decodeEntries(s *scanner, each func(*Entry) error) error {
+func decodeEntries(s *scanner, allowed *allowance, each func(*Entry) error) error {
 	c, err := s.peek()
 	if err != nil {
 		return err
@@ -82,10 +82,14 @@ func decodeEntries(s *scanner, each func(*Entry) error) error {
 		if err := s.entry(e); err != nil {
 			return fmt.Errorf("entry %d: %w", n, err)
 		}
+		err = allowed.take(e)
 		if e.Type != TypeChunk {
 			names.fill(e)
 		}
-		if err := each(e); err != nil {
+		if err == nil {
+			err = each(e)
+		}
+		if err != nil {
 			return fmt.Errorf("entry %d (%.100q): %w", n, e.Name, err)
 		}
 	}

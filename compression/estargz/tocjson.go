@@ -15,8 +15,9 @@ const (
 	maxTOCEntries = 1 << 22
 
 	// One entry is a path, a link target and xattrs. A decoder buffers it
-	// whole, so that it must not be the whole TOC.
-	maxTOCEntrySize = 16 << 20
+	// whole, so that it must not be the whole TOC. Readers of tars take 1 MiB
+	// of headers for a file.
+	maxTOCEntrySize = 4 << 20
 )
 
 // jsonEntry adds what the JSON spells differently.
@@ -38,8 +39,8 @@ func (o ownerNames) elide(e *Entry) (user, group string) {
 }
 
 func unlessKnown(known map[int]string, id int, name string) string {
-	if known[id] == name {
-		return ""
+	if name == "" || known[id] == name {
+		return "" // no name is none to a reader where there was one before
 	}
 	known[id] = name
 	return name
@@ -61,13 +62,14 @@ func known(names map[int]string, id int, name string) string {
 const tocEnd = "\n]}\n"
 
 // encodeTOC writes the entries as the JSON of a TOC, one to a line: small, and
-// still readable. What a Reader refuses it does not write.
-func encodeTOC(entries []*Entry) ([]byte, error) {
+// still readable. What a Reader refuses behind such a payload it does not write.
+func encodeTOC(entries []*Entry, implied int, payload int64) ([]byte, error) {
 	if len(entries) > maxTOCEntries {
 		return nil, fmt.Errorf("a TOC of %d entries is larger than readers accept, %d; split the layer", len(entries), maxTOCEntries)
 	}
 	p := fmt.Appendf(nil, "{\"version\":%d,\"entries\":[", tocVersion)
 	names := newOwnerNames()
+	allowed := allowance{payload: payload}
 	for i, e := range entries {
 		if i > 0 {
 			p = append(p, ',')
@@ -75,6 +77,9 @@ func encodeTOC(entries []*Entry) ([]byte, error) {
 		line := *e
 		if e.Type != TypeChunk {
 			line.Uname, line.Gname = names.elide(e)
+		}
+		if err := allowed.take(&line); err != nil {
+			return nil, fmt.Errorf("TOC entry %.100q: %w; use compression=gzip", e.Name, err)
 		}
 		b, err := json.Marshal(jsonEntry{Entry: &line, ModTime: formatTime(e.ModTime)})
 		if err != nil {
@@ -84,9 +89,12 @@ func encodeTOC(entries []*Entry) ([]byte, error) {
 			return nil, fmt.Errorf("TOC entry %.100q: %d bytes are more than readers accept, %d; it has too many xattrs", e.Name, len(b), maxTOCEntrySize)
 		}
 		p = append(append(p, '\n'), b...)
-		if len(p)+len(tocEnd) > maxTOCSize {
-			return nil, fmt.Errorf("TOC entry %.100q: a TOC up to it is larger than readers accept, %d bytes; split the layer", e.Name, maxTOCSize)
+		if most := maxTOC(payload); int64(len(p)+len(tocEnd)) > most {
+			return nil, fmt.Errorf("TOC entry %.100q: a TOC up to it is larger than readers accept, %d bytes for a layer of %d; split it, or use compression=gzip", e.Name, most, payload)
 		}
+	}
+	if err := allowed.takeMemory(int64(implied) * impliedSize); err != nil {
+		return nil, fmt.Errorf("TOC: with %d directories that have no entry of their own: %w; add them to the tar, or use compression=gzip", implied, err)
 	}
 	return append(p, "\n]}"...), nil
 }

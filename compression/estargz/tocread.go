@@ -51,9 +51,9 @@ func (t *tailReader) ReadAt(p []byte, off int64) (int, error) {
 // did until then must not count when ReadTOC returns an error.
 func ReadTOC(r io.Reader, payload int64, want digest.Digest, each func(*Entry) error) error {
 	var got digest.Digest
-	toc, _, err := openTOC(r)
+	toc, err := openTOC(r, payload)
 	if err == nil {
-		got, err = readTOC(toc, payload, each)
+		got, err = readTOC(toc, &allowance{payload: payload}, each)
 	}
 	if err == nil && got != want {
 		err = fmt.Errorf("its digest is %s, want %s", got, want)
@@ -65,16 +65,11 @@ func ReadTOC(r io.Reader, payload int64, want digest.Digest, each func(*Entry) e
 }
 
 // readTOC decodes a TOC and returns its digest.
-func readTOC(json io.Reader, payload int64, each func(*Entry) error) (digest.Digest, error) {
+func readTOC(json io.Reader, allowed *allowance, each func(*Entry) error) (digest.Digest, error) {
 	sum := sha256.New()
 	toc := io.TeeReader(json, sum)
 	var file string // that chunks continue
-	n := 0
-	if err := decodeTOC(toc, func(e *Entry) error {
-		n++
-		if err := checkEntries(n, payload); err != nil {
-			return err
-		}
+	if err := decodeTOC(toc, allowed, func(e *Entry) error {
 		if err := e.clean(&file); err != nil {
 			return err
 		}

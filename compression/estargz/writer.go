@@ -62,7 +62,7 @@ func Write(ctx context.Context, w io.Writer, r io.Reader, opts Options) (*Info, 
 	}); err != nil {
 		return nil, err
 	}
-	return o.finish(s.toc.entries())
+	return o.finish(s.toc.entries(), s.toc.implied)
 }
 
 func (opts Options) withDefaults() (Options, error) {
@@ -241,11 +241,8 @@ func (o *output) writeBlob(ctx context.Context, in <-chan *batch, buffers *buffe
 }
 
 // finish writes the TOC and the footer.
-func (o *output) finish(entries []*Entry) (*Info, error) {
-	if err := checkEntries(len(entries), o.blob.n); err != nil {
-		return nil, err // a Reader refuses it
-	}
-	toc, err := encodeTOC(entries)
+func (o *output) finish(entries []*Entry, implied int) (*Info, error) {
+	toc, err := encodeTOC(entries, implied, o.blob.n)
 	if err != nil {
 		return nil, err
 	}

@@ -49,7 +49,9 @@ const (
 	largeFile = 1 << 20
 
 	// maxIndex bounds the memory that the TOC of one layer can take, about
-	// twice as much while its tables grow. It is room for 1.5 million files.
+	// twice as much while its tables grow. It is room for 1.5 million files. A
+	// smaller layer has less, in proportion to its size: an ordinary one has 25
+	// bytes of its blob or more for a file, which takes 130 here.
 	maxIndex = 384 << 20
 
 	maxNameSize  = unix.NAME_MAX
@@ -62,8 +64,10 @@ const (
 	impliedMode = unix.S_IFDIR | 0o755
 )
 
+func maxIndexOf(payload int64) int { return int(min(32<<20+6*min(payload, maxIndex), maxIndex)) }
+
 func newBuilder(payload, large int64) *builder {
-	b := &builder{payload: payload, large: large, limit: maxIndex, seed: maphash.MakeSeed(), table: make([]uint32, 1<<10)}
+	b := &builder{payload: payload, large: large, limit: maxIndexOf(payload), seed: maphash.MakeSeed(), table: make([]uint32, 1<<10)}
 	b.text = append(b.text, 0) // so that nothing starts at zero
 	b.nodes = append(b.nodes, node{Mode: impliedMode, Links: 2})
 	return b

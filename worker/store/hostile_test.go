@@ -100,7 +100,8 @@ func TestHostileTOCsAreRefused(t *testing.T) {
 		"negative inner offset":  {reg(`"size":1,"offset":1,"innerOffset":-5`), "inner offset -5"},
 		"absurd inner offset":    {reg(`"size":1,"offset":1,"innerOffset":9223372036854775807`), "inner offset 9223372036854775807"},
 		"overlapping in member":  {reg(`"size":9,"offset":1,"innerOffset":4`) + "," + reg(`"size":1,"offset":1,"innerOffset":12`), "inner offset 12: want no less than 13"},
-		"many in few bytes":      {strings.Repeat(`{"name":"a","type":"fifo"},`, 100_000) + `{"name":"a","type":"fifo"}`, "entries for a layer of"},
+		"many in few bytes":      {strings.Repeat(`{"name":"a","type":"fifo"},`, 300_000) + `{"name":"a","type":"fifo"}`, "entries take more than"},
+		"deep directories":       {strings.Repeat(`{"name":"a`+strings.Repeat("/d", 2000)+`/f","type":"fifo"},{"name":"b`+strings.Repeat("/d", 2000)+`/f","type":"fifo"},`, 200) + `{"name":"a","type":"dir"}`, "paths up to it have"},
 		"absurd size":            {reg(`"size":9223372036854775807,"offset":1`), "a chunk of 9223372036854775807 bytes, more than"},
 		"more than deflate has":  {reg(`"size":60000000,"offset":1`), "more than deflate can hold"},
 		"gap between chunks":     {reg(`"size":10,"offset":1,"chunkSize":2`) + `,{"type":"chunk","offset":2,"chunkOffset":3}`, "a chunk of 8 bytes at 3, want one at 2 of 10"},
@@ -221,13 +222,22 @@ func TestMillionEntries(t *testing.T) {
 		fmt.Fprintf(&toc, `,{"name":"%x/%x/file","type":"reg","size":1,"offset":0,"innerOffset":%d,"chunkDigest":"sha256:%064x"}`, i%1000, i, i, i)
 	}
 	toc.WriteString("]}")
-	b := withTOC(t, make([]byte, 3*n), &toc, int64(toc.Len()))
+	b := withTOC(t, make([]byte, 64*n), &toc, int64(toc.Len()))
 	s := openStore(t)
 	runtime.GC()
 	before := memory()
 	l := addedTo(t, s, b)
 	require.Less(t, memory()-before, uint64(2*maxIndex))
 	require.Equal(t, 2*n+1000+2, l.Nodes())
+}
+
+// TestIndexOfSmallLayers: what an index may take is in proportion to the layer.
+func TestIndexOfSmallLayers(t *testing.T) {
+	require.Equal(t, 38<<20, newBuilder(1<<20, largeFile).limit)
+	require.Equal(t, maxIndex, newBuilder(1<<40, largeFile).limit)
+	toc := strings.Repeat(`{"name":"a","type":"fifo","xattrs":{"user.a":"`+strings.Repeat("AAAA", 20<<10)+`"}},`, 300)
+	err := withEntries(t, make([]byte, 1<<20), toc+`{"name":"b","type":"fifo"}`).addTo(openStore(t))
+	require.ErrorContains(t, err, "an index of all files takes more than 38 MB")
 }
 
 // TestTooManyFiles ends before the memory does.
