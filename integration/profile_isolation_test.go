@@ -21,7 +21,7 @@ const (
 
 // secretiveImage's steps get secrets, the client's keys, a cache and an argument.
 // Its entrypoint looks for all of them, for the network and for the host, and
-// leaves files behind.
+// leaves files behind. It fails, so that the log has what it found.
 func secretiveImage(t *testing.T) string {
 	return writeFiles(t, map[string]string{
 		"Dockerfile": `
@@ -43,7 +43,7 @@ echo "environment: $(env | cut -d = -f 1 | sort | tr '\n' ' ')"
 trace=left-by-the-$(echo WORKLOAD | tr A-Z a-z)
 mkdir /$trace
 echo $trace >/$trace/file
-cat /$trace/file >/look.sh
+cat /$trace/file >/look.sh; exit 1
 `,
 	})
 }

@@ -21,7 +21,7 @@ func TestProfileUponLazyBase(t *testing.T) {
 	d := startLazy(t, onDemand)
 	p := d.build(t, dir, "--output", profiled(image))
 	require.Empty(t, p.warnings)
-	require.Contains(t, p.logs.String(), "first\nnew\n")
+	require.Contains(t, p.logs.String(), "(exit)\n")
 	requireNotPulled(t, d, onlyImage(t, base).Manifest.Layers)
 	layers := prioritized(t, onlyImage(t, image))
 	require.Equal(t, "new/new", layers[len(layers)-1])

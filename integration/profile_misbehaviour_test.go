@@ -53,8 +53,10 @@ func TestProfileOfBadWorkloads(t *testing.T) {
 			require.Contains(t, p.logs.String(), c.end)
 			if failed := strings.Contains(c.end, "code"); failed {
 				require.Contains(t, strings.Join(p.warnings, "\n"), c.end)
+				require.Contains(t, p.logs.String(), "its output:\nfirst\n")
 			} else {
 				require.Empty(t, p.warnings)
+				require.NotContains(t, p.logs.String(), "output")
 			}
 		})
 	}

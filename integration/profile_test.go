@@ -88,8 +88,8 @@ func TestProfile(t *testing.T) {
 	p := d.build(t, dir, "--output", profiled(image), "--metadata-file", metadata)
 	name, _ := profileStep(t, p)
 	require.Equal(t, "[profile linux/amd64] sh /run.sh", name)
-	require.Contains(t, p.logs.String(), "65534", "the user of the image")
-	require.Regexp(t, `recorded \d+ files, [0-9.]+ MB in [0-9.]+ s \(exit\)`, p.logs.String())
+	require.NotContains(t, p.logs.String(), "65534", "the output of a workload that did not fail")
+	require.Regexp(t, `^recorded \d+ files, [0-9.]+ MB in [0-9.]+ s \(exit\)`, p.logs.String())
 	require.Empty(t, p.warnings)
 	requireRead(t, image, wantRead)
 
@@ -109,6 +109,10 @@ func TestProfile(t *testing.T) {
 		_, cached := profileStep(t, p)
 		require.True(t, cached)
 		require.Equal(t, resolve(t, image).Digest, resolve(t, image+"-again").Digest)
+	})
+	t.Run("fails", func(t *testing.T) {
+		p, _ := d.profileOf(t, dir, []string{"sh", "-c", "id -u; exit 1"})
+		require.Contains(t, p.logs.String(), "its output:\n65534\n", "the user of the image")
 	})
 	t.Run("buildctl", func(t *testing.T) {
 		d.buildctl(t, "build", "--frontend", "dockerfile.v0", "--local", "context="+dir, "--local", "dockerfile="+dir, "--output", profiled(image+"-buildctl"))

@@ -24,6 +24,7 @@ import (
 	"github.com/moby/buildkit/util/network"
 	"github.com/moby/sys/mountinfo"
 	"github.com/moby/sys/user"
+	"golang.org/x/sys/unix"
 )
 
 // A sandbox runs processes by BuildKit's executor over runc, in a root
@@ -158,23 +159,43 @@ func (b b2) IdentityMapping() *user.IdentityMapping { return nil }
 
 // output is safe for concurrent use, which a container's output needs.
 type output struct {
-	mu    sync.Mutex
-	first func() // called at the first write, unless nil
+	mu sync.Mutex
 	bytes.Buffer
 }
 
 func (o *output) Write(b []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.first != nil {
-		o.first()
-		o.first = nil
-	}
 	return o.Buffer.Write(b)
 }
 func (o *output) Close() error { return nil }
 
 var _ io.WriteCloser = (*output)(nil)
+
+// knock is a command that waits until the function given to onKnock has returned.
+const knock = "echo >/door/knocker; while [ -p /door/knocker ]; do sleep 0.1; done"
+
+// onKnock has f called while a process of the sandbox runs knock, and closes the
+// channel that it returns when f has returned.
+func (s *sandbox) onKnock(f func()) <-chan struct{} {
+	s.t.Helper()
+	door := s.t.TempDir()
+	knocker := filepath.Join(door, "knocker")
+	check(s.t, unix.Mkfifo(knocker, 0o600))
+	s.binds = append(s.binds, executor.Mount{Src: bind(door), Dest: "/door"})
+	called := make(chan struct{})
+	go func() {
+		defer close(called)
+		if _, err := os.ReadFile(knocker); err != nil {
+			s.t.Error(err)
+		}
+		f()
+		if err := os.Remove(knocker); err != nil {
+			s.t.Error(err)
+		}
+	}()
+	return called
+}
 
 // run runs a process and returns what the executor does.
 func (s *sandbox) run(opts Options, args ...string) error {

@@ -147,17 +147,48 @@ func TestSecondRun(t *testing.T) {
 
 func TestGracefulEnd(t *testing.T) {
 	s := newSandbox(t)
+	marks := t.TempDir()
+	s.binds = []executor.Mount{{Src: bind(marks), Dest: "/marks"}}
 	s.record(Options{Period: -1, Idle: -1, Ready: "polite"}, "workload", "polite")
-	if !strings.Contains(s.stdout.String(), "bye") {
-		t.Errorf("stdout is %q", s.stdout.String())
+	if _, err := os.Stat(marks + "/bye"); err != nil {
+		t.Error(err)
+	}
+}
+
+// The log has the output of a workload that failed, and of no other.
+func TestOutput(t *testing.T) {
+	const long = -1
+	for _, test := range []struct {
+		name string
+		opts Options
+		args []string
+		want string
+	}{
+		{"ended well", Options{}, []string{"sh", "-c", "echo out; echo err >&2"}, ""},
+		{"failed", Options{}, []string{"sh", "-c", "echo out; exit 3"}, "its output:\nout\n"},
+		{"failed with an error", Options{}, []string{"sh", "-c", "echo err >&2; exit 3"}, "its output:\nerr\n"},
+		{"failed without a word", Options{}, []string{"sh", "-c", "exit 3"}, ""},
+		{"failed after much", Options{}, []string{"sh", "-c", "dd if=/dev/zero bs=1M count=1 2>/dev/null; echo the reason; exit 3"},
+			"the end of its output:\n" + strings.Repeat("\x00", maxTail-len("the reason\n")) + "the reason\n"},
+		{"was stopped", Options{Period: long, Idle: long, Ready: "out"}, []string{"sh", "-c", "trap 'exit 3' TERM; echo out; while :; do sleep 0.1; done"}, ""},
+		{"was killed", Options{Period: long, Idle: long, Ready: "polite", Grace: time.Nanosecond}, []string{"sh", "-c", "trap '' TERM; echo polite; sleep 4711"}, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newSandbox(t)
+			_, sum := s.record(test.opts, test.args...)
+			if want := test.want + sum.String() + "\n"; s.stdout.Len() > 0 || s.stderr.String() != want {
+				t.Errorf("stdout %.80q, stderr %.80q, want %.80q", s.stdout.String(), s.stderr.String(), want)
+			}
+		})
 	}
 }
 
 func TestCancelledBuild(t *testing.T) {
 	s := newSandbox(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	s.stdout.first = cancel
-	err := s.runContext(ctx, Options{Period: -1, Idle: -1, IgnoreExit: true}, "sh", "-c", "echo; sleep 4711")
+	canceled := s.onKnock(cancel)
+	err := s.runContext(ctx, Options{Period: -1, Idle: -1, IgnoreExit: true}, "sh", "-c", knock+"; sleep 4711")
+	<-canceled
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}

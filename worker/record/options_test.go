@@ -1,7 +1,6 @@
 package record
 
 import (
-	"bytes"
 	"errors"
 	"regexp"
 	"strings"
@@ -25,9 +24,9 @@ func TestTap(t *testing.T) {
 		{"b", []string{"a\n", "", "b"}, 2},
 	} {
 		matched := -1
-		var passed bytes.Buffer
+		passed := &tail{}
 		i := 0
-		tap := &tap{WriteCloser: nopCloser{&passed}, pattern: regexp.MustCompile(test.pattern), matched: func() {
+		tap := &tap{tail: passed, pattern: regexp.MustCompile(test.pattern), matched: func() {
 			if matched < 0 {
 				matched = i
 			}
@@ -37,15 +36,38 @@ func TestTap(t *testing.T) {
 				t.Errorf("%d, %v", n, err)
 			}
 		}
-		if matched != test.at || passed.String() != strings.Join(test.writes, "") {
-			t.Errorf("%s in %.40q: matched at %d, want %d; passed %.40q", test.pattern, test.writes, matched, test.at, passed.String())
+		if matched != test.at || !strings.HasSuffix(strings.Join(test.writes, ""), string(passed.text)) || len(passed.text) == 0 {
+			t.Errorf("%s in %.40q: matched at %d, want %d; passed %.40q", test.pattern, test.writes, matched, test.at, passed.text)
 		}
 	}
 }
 
-type nopCloser struct{ *bytes.Buffer }
-
-func (nopCloser) Close() error { return nil }
+func TestTail(t *testing.T) {
+	full := strings.Repeat("x", maxTail)
+	for _, test := range []struct {
+		writes []string
+		want   string
+	}{
+		{nil, ""},
+		{[]string{"\n"}, ""},
+		{[]string{"a\n", "b\n"}, "its output:\na\nb"},
+		{[]string{full}, "its output:\n" + full},
+		{[]string{"a", full}, "the end of its output:\n" + full},
+		{[]string{"a" + full}, "the end of its output:\n" + full},
+		{[]string{full, full, "b"}, "the end of its output:\n" + full[1:] + "b"},
+	} {
+		text := &tail{}
+		for _, w := range test.writes {
+			text.add([]byte(w))
+			if len(text.text) > 2*maxTail {
+				t.Errorf("%d bytes are kept", len(text.text))
+			}
+		}
+		if got := text.quote(); got != test.want {
+			t.Errorf("%.40q: %.40q, want %.40q", test.writes, got, test.want)
+		}
+	}
+}
 
 func TestJudge(t *testing.T) {
 	coded := func(code uint32) error { return &gatewayapi.ExitError{ExitCode: code} }

@@ -1,16 +1,12 @@
 package record
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"regexp"
-	"sync"
 	"time"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
@@ -140,58 +136,4 @@ func writeFile(root *os.Root, name string, content []byte) error {
 	}
 	_, err = f.Write(content)
 	return errors.Join(err, f.Close())
-}
-
-// A tap passes output on, looks for a line that matches and keeps the end of
-// it. It is safe for concurrent use.
-type tap struct {
-	io.WriteCloser // nil discards
-
-	pattern *regexp.Regexp // nil matches nothing
-	matched func()
-
-	mu    sync.Mutex
-	line  []byte // the last one, without what is over maxLine
-	ended bool   // by a newline
-}
-
-// maxLine bounds what is kept of a line, in bytes. Each write looks at all of
-// it again.
-const maxLine = 8 << 10
-
-func (t *tap) Write(b []byte) (int, error) {
-	t.look(b)
-	if t.WriteCloser == nil {
-		return len(b), nil
-	}
-	return t.WriteCloser.Write(b)
-}
-
-func (t *tap) Close() error {
-	if t.WriteCloser == nil {
-		return nil
-	}
-	return t.WriteCloser.Close()
-}
-
-func (t *tap) look(b []byte) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for line := range bytes.Lines(b) {
-		if t.ended {
-			t.line = t.line[:0]
-		}
-		t.ended = line[len(line)-1] == '\n'
-		t.line = append(t.line, line[:min(len(line), maxLine-len(t.line))]...)
-		if t.pattern != nil && t.pattern.Match(bytes.TrimRight(t.line, "\r\n")) {
-			t.matched()
-		}
-	}
-}
-
-// last returns the last line.
-func (t *tap) last() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return string(bytes.TrimSpace(t.line))
 }

@@ -128,7 +128,7 @@ func TestNothingToLeaveBehind(t *testing.T) {
 	s := newSandbox(t)
 	t.Setenv("TMPDIR", temp)
 	var during []string
-	s.stdout.first = func() {
+	looked := s.onKnock(func() {
 		var err error
 		if during, err = mountpoints(s.merged); err != nil {
 			t.Error(err)
@@ -136,8 +136,9 @@ func TestNothingToLeaveBehind(t *testing.T) {
 		if entries, err := os.ReadDir(temp); err != nil || len(entries) > 0 {
 			t.Errorf("temporary files: %v, %v", entries, err)
 		}
-	}
-	s.record(Options{}, "sh", "-c", "echo; sleep 0.1")
+	})
+	s.record(Options{Period: -1, Idle: -1}, "sh", "-c", knock)
+	<-looked
 	if len(during) != 2 || during[0] != s.merged || filepath.Base(during[1]) != "rootfs" {
 		t.Errorf("mounted while recording: %q, want %s and the container's root", during, s.merged)
 	}

@@ -125,20 +125,22 @@ func (r run) step(ctx context.Context, w *watch, root executor.Mount, started ch
 	return p.recorder, s, p.err
 }
 
-// workload runs a process until a rule ends it.
+// workload runs a process until a rule ends it. Nobody asked for its output, which
+// is in the vertex's log only where it tells why the process failed.
 func (r run) workload(ctx context.Context, w *watch, root executor.Mount, started chan<- struct{}) (resourcestypes.Recorder, Summary, error) {
 	inner, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ready := make(chan struct{})
 	matched := sync.OnceFunc(func() { close(ready) })
-	stdout := &tap{WriteCloser: r.process.Stdout, pattern: r.opts.ready, matched: matched}
-	stderr := &tap{WriteCloser: r.process.Stderr, pattern: r.opts.ready, matched: matched}
+	output := &tail{}
+	stdout := &tap{tail: output, pattern: r.opts.ready, matched: matched}
+	stderr := &tap{tail: output, pattern: r.opts.ready, matched: matched}
 	signals := make(chan syscall.Signal)
-	outer := r.process.Signal
-	r.process.Stdout, r.process.Stderr, r.process.Signal = stdout, stderr, signals
+	tapped := r
+	tapped.process.Stdout, tapped.process.Stderr, tapped.process.Signal = stdout, stderr, signals
 
-	p := r.start(inner, w, root, started)
-	end := r.opts.wait(w, outer, signals, ready, p.exited)
+	p := tapped.start(inner, w, root, started)
+	end := r.opts.wait(w, r.process.Signal, signals, ready, p.exited)
 	ended := time.Now()
 	s := w.stop()
 	if end != EndExit {
@@ -161,6 +163,9 @@ func (r run) workload(ctx context.Context, w *watch, root executor.Mount, starte
 		s.Cut = end == EndPeriod && r.opts.busy(w, ended)
 	}
 	err := s.judge(p.err, stderr.last(), stdout.last())
+	if quoted := output.quote(); s.ExitCode != 0 && quoted != "" {
+		r.say(quoted)
+	}
 	return p.recorder, s, err
 }
 
