@@ -14,6 +14,8 @@ type buffers struct {
 
 	mu   sync.Mutex
 	lent map[*batch]struct{}
+
+	filling *batch // by the one who got it last; nil once it is submitted
 }
 
 func newBuffers(opts Options) *buffers {
@@ -43,9 +45,16 @@ func (s *buffers) get(ctx context.Context, n int) (*batch, error) {
 	b.reserved = reserved
 	b.users.Store(2) // hashTar and writeBlob
 	s.mu.Lock()
-	s.lent[b] = struct{}{}
+	s.lent[b], s.filling = struct{}{}, b
 	s.mu.Unlock()
 	return b, nil
+}
+
+// submitted is told before a batch is handed on.
+func (s *buffers) submitted() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.filling = nil
 }
 
 // put takes a batch back once both of its readers are done with it.

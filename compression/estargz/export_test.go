@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"strings"
+	"time"
 )
 
 // WithoutMemberEnd copies an entry without what the TOC does not say.
@@ -63,4 +64,10 @@ func Scan(tar io.Reader) (int64, error) {
 	in := &counter{r: tar}
 	err := s.split(in)
 	return 4*in.n + 1000*int64(s.toc.count) + 50*int64(s.toc.lookups), err
+}
+
+// WithPatience has a pool lend what is reserved for inputs that stall for so long.
+func (p *Pool) WithPatience(after time.Duration) *Pool {
+	p.after = after
+	return p
 }

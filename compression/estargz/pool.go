@@ -4,6 +4,7 @@ import (
 	"context"
 	"runtime"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 )
@@ -13,8 +14,9 @@ import (
 type Pool struct {
 	workers *semaphore.Weighted
 	memory  *semaphore.Weighted
-	limit   int64 // of memory, in bytes
-	queue   int   // batches one writer may have under way
+	limit   int64         // of memory, in bytes
+	queue   int           // batches one writer may have under way
+	after   time.Duration // that an input stalls, what is reserved for it is lent
 	codecs  [maxLevel + 1]codec
 
 	mu   sync.Mutex
@@ -41,6 +43,7 @@ func NewPool(workers int, memory int64) *Pool {
 		// One being compressed by each worker and one ready behind it: a
 		// writer whose output stalls must not hold everybody's memory.
 		queue: 2 * workers,
+		after: patience,
 		free:  map[int]*sync.Pool{},
 	}
 	for level := range p.codecs {

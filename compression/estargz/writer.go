@@ -58,7 +58,12 @@ func Write(ctx context.Context, w io.Writer, r io.Reader, opts Options) (*Info, 
 	}
 	if err := o.run(ctx, func(next func(int) (*batch, error), submit func(*batch)) error {
 		s.next, s.submit = next, submit
-		return s.split(r)
+		return s.split(&patientReader{
+			Reader:   r,
+			after:    o.opts.Pool.after,
+			lend:     o.buffers.lend,
+			takeBack: func(n int64) error { return o.buffers.takeBack(ctx, n) },
+		})
 	}); err != nil {
 		return nil, err
 	}
@@ -88,6 +93,8 @@ type output struct {
 	codec *codec
 	blob  hashWriter
 	tar   hashWriter // what the blob decompresses to
+
+	buffers *buffers
 }
 
 // A hashWriter counts and digests what passes.
@@ -120,10 +127,11 @@ func newOutput(w io.Writer, opts Options) (*output, error) {
 		return nil, err
 	}
 	return &output{
-		opts:  opts,
-		codec: c,
-		blob:  hashWriter{w: w, hash: sha256.New()},
-		tar:   hashWriter{hash: sha256.New()},
+		opts:    opts,
+		codec:   c,
+		blob:    hashWriter{w: w, hash: sha256.New()},
+		tar:     hashWriter{hash: sha256.New()},
+		buffers: newBuffers(opts),
 	}, nil
 }
 
@@ -133,7 +141,7 @@ func (o *output) run(ctx context.Context, produce func(next func(int) (*batch, e
 	eg, ctx := errgroup.WithContext(ctx)
 	toBlob := make(chan *batch, o.opts.Pool.queue)
 	toHash := make(chan *batch, o.opts.Pool.queue)
-	buffers := newBuffers(o.opts)
+	buffers := o.buffers
 
 	eg.Go(func() error {
 		defer close(toBlob)
@@ -141,6 +149,7 @@ func (o *output) run(ctx context.Context, produce func(next func(int) (*batch, e
 		return produce(
 			func(n int) (*batch, error) { return buffers.get(ctx, n) },
 			func(b *batch) {
+				buffers.submitted()
 				if b.fill == nil {
 					close(b.filled)
 				}

@@ -377,3 +377,32 @@ func TestWritersShareAPool(t *testing.T) {
 		require.NoError(t, <-results)
 	}
 }
+
+// TestStalledInputHoldsNoPool: an input that waits for a registry does not keep
+// other writers from the memory of the pool.
+func TestStalledInputHoldsNoPool(t *testing.T) {
+	const size = 12 << 20
+	pool := estargz.NewPool(1, 8<<20).WithPatience(time.Millisecond)
+	input := tarOf(t, file("large", strings.Repeat("x", size)))
+	r, w := io.Pipe()
+	var stalled bytes.Buffer
+	done := make(chan error)
+	go func() {
+		_, err := estargz.Write(context.Background(), &stalled, r, estargz.Options{Level: 1, Pool: pool})
+		done <- err
+	}()
+	half := len(input) / 2
+	_, err := w.Write(input[:half])
+	require.NoError(t, err)
+
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	_, err = estargz.Write(ctx, io.Discard, bytes.NewReader(input), estargz.Options{Level: 1, Pool: pool})
+	require.NoError(t, err, "it waits for the other input")
+
+	_, err = w.Write(input[half:])
+	require.NoError(t, err)
+	require.NoError(t, w.Close())
+	require.NoError(t, <-done)
+	require.Equal(t, input, unpack(t, stalled.Bytes()))
+}
