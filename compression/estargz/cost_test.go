@@ -163,6 +163,25 @@ func TestCostOfOpening(t *testing.T) {
 	}
 }
 
+// TestMemoryOfOpening has as many files as a layer of 10 MiB may have.
+func TestMemoryOfOpening(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
+	const size = 10 << 20
+	plain, _ := write(t, honestTar(t, 40_000), estargz.Options{})
+	honest := costOf(t, plain, false).ofSize(size, len(plain))
+	open := func(n int) cost {
+		files := list(n, func(i int) string { return fmt.Sprintf(`{"name":"%x","type":"fifo"}`, i) })
+		return costOf(t, withTOC(t, make([]byte, size), `{"version":1,"entries":[`+files+`]}`), false)
+	}
+	got := open(470_000)
+	require.NoError(t, got.err)
+	t.Logf("%d MiB, honest: %d MiB", got.memory>>20, honest.memory>>20)
+	require.LessOrEqual(t, got.memory, honest.memory+mostMemory)
+	require.ErrorContains(t, open(480_000).err, "entries take more than")
+}
+
 // TestCostOfOrdering has payloads that hold something else than their TOCs say.
 func TestCostOfOrdering(t *testing.T) {
 	if testing.Short() {

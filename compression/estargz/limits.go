@@ -14,10 +14,10 @@ import (
 const maxBuilt = maxTOCEntries - 1
 
 // maxMemory is how many bytes of memory the entries of a TOC may take behind a
-// payload of so many bytes. An empty file of an ordinary layer has 25 bytes of the
-// payload or more, and takes entrySize of memory: 13 for each byte. Names that
-// count up compress to 7 bytes, of which the first part has room for 180,000.
-func maxMemory(payload int64) int64 { return 56<<20 + 13*min(payload, 1<<50) }
+// payload of so many bytes. An empty file of an ordinary layer has some 40 bytes of
+// the payload, and takes entrySize of memory and its name: 9 for each byte. Names
+// that count up compress to 7 bytes; the first part has room for 180,000 of them.
+func maxMemory(payload int64) int64 { return 56<<20 + 9*min(payload, 1<<50) }
 
 // maxTOC is how large the JSON of a TOC may be. It takes time even where it says
 // nothing. That of an ordinary entry has 100 bytes, or 500 in the indented form
