@@ -67,8 +67,11 @@ func wantsEStargz(attrs map[string]string) bool {
 
 // parse takes our attributes out of attrs that ask for eStargz. The rest is
 // for BuildKit.
-func parse(attrs map[string]string) (s settings, rest map[string]string, err error) {
-	rest = maps.Clone(attrs)
+func (d Defaults) parse(attrs map[string]string) (s settings, rest map[string]string, err error) {
+	s, rest = d.settings, maps.Clone(attrs)
+	if _, given := attrs[attrLevel]; !given && d.level != "" {
+		rest[attrLevel] = d.level
+	}
 	for _, k := range ownIn(attrs) {
 		set, known := own[k]
 		if !known {

@@ -84,21 +84,21 @@ func TestUntouched(t *testing.T) {
 		{"compression": "zstd", "oci-mediatypes": "false", "rewrite-timestamp": "true"},
 		{"compression": "uncompressed"},
 	} {
-		inst, err := Wrap("image", newStock(t), nil, nil).Resolve(t.Context(), 7, a)
+		inst, err := Wrap("image", newStock(t), nil, nil, noDefaults(t)).Resolve(t.Context(), 7, a)
 		require.NoError(t, err)
 		require.IsNotType(t, &instance{}, inst)
 
-		exp, err := WrapCache("registry", stockCache, nil)(t.Context(), nil, a)
+		exp, err := WrapCache("registry", stockCache, nil, noDefaults(t))(t.Context(), nil, a)
 		require.NoError(t, err)
 		require.IsType(t, stockCacheExporter{}, exp)
 	}
-	exp, err := WrapCache("gha", stockCache, nil)(t.Context(), nil, attrs{"compression": "estargz"})
+	exp, err := WrapCache("gha", stockCache, nil, noDefaults(t))(t.Context(), nil, attrs{"compression": "estargz"})
 	require.NoError(t, err)
 	require.IsType(t, stockCacheExporter{}, exp)
 
 	// BuildKit means by nil that nothing is exported.
 	none := func(context.Context, session.Group, map[string]string) (remotecache.Exporter, error) { return nil, nil }
-	exp, err = WrapCache("registry", none, nil)(t.Context(), nil, attrs{"compression": "estargz"})
+	exp, err = WrapCache("registry", none, nil, noDefaults(t))(t.Context(), nil, attrs{"compression": "estargz"})
 	require.NoError(t, err)
 	require.Nil(t, exp)
 }
@@ -118,14 +118,14 @@ func TestConfig(t *testing.T) {
 		{with(attrs{"estargz-chunk-size": "64MiB", "estargz-min-chunk-size": "0"}),
 			bkcompression.Config{Type: compression.New(nil, compression.Options{ChunkSize: 64 << 20})}},
 	} {
-		inst, err := Wrap("image", newStock(t), nil, nil).Resolve(t.Context(), 7, tc.attrs)
+		inst, err := Wrap("image", newStock(t), nil, nil, noDefaults(t)).Resolve(t.Context(), 7, tc.attrs)
 		require.NoError(t, err)
 		require.Equal(t, 7, inst.ID())
 		require.Equal(t, "image", inst.Type())
 		require.Equal(t, map[string]string(tc.attrs), inst.Attrs())
 		require.Equal(t, tc.want, inst.Config().Compression())
 
-		exp, err := WrapCache("local", stockCache, nil)(t.Context(), nil, tc.attrs)
+		exp, err := WrapCache("local", stockCache, nil, noDefaults(t))(t.Context(), nil, tc.attrs)
 		require.NoError(t, err)
 		require.Equal(t, tc.want, exp.Config().Compression)
 	}
@@ -136,10 +136,10 @@ func TestConfig(t *testing.T) {
 func resolve(t *testing.T, at string, a attrs) error {
 	t.Helper()
 	if name, ok := strings.CutPrefix(at, "cache "); ok {
-		_, err := WrapCache(name, stockCache, nil)(t.Context(), nil, a)
+		_, err := WrapCache(name, stockCache, nil, noDefaults(t))(t.Context(), nil, a)
 		return err
 	}
-	_, err := Wrap(at, newStock(t), nil, nil).Resolve(t.Context(), 0, a)
+	_, err := Wrap(at, newStock(t), nil, nil, noDefaults(t)).Resolve(t.Context(), 0, a)
 	return err
 }
 

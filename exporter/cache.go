@@ -14,8 +14,9 @@ import (
 // WrapCache returns resolve, which makes the cache exporters that BuildKit
 // calls name, with compression=estargz meaning ours. Only registry and local
 // let users choose a compression. The inline cache takes that of the image,
-// and the others ignore the attribute; none of them is touched.
-func WrapCache(name string, resolve remotecache.ResolveCacheExporterFunc, pool *estargz.Pool) remotecache.ResolveCacheExporterFunc {
+// and the others ignore the attribute; none of them is touched. What a build does
+// not say is d's to say.
+func WrapCache(name string, resolve remotecache.ResolveCacheExporterFunc, pool *estargz.Pool, d Defaults) remotecache.ResolveCacheExporterFunc {
 	return func(ctx context.Context, g session.Group, attrs map[string]string) (remotecache.Exporter, error) {
 		if name != "registry" && name != "local" {
 			if err := refuseOwn(attrs, fmt.Sprintf("a cache of type=%s has no compression of its own", name)); err != nil {
@@ -32,7 +33,7 @@ func WrapCache(name string, resolve remotecache.ResolveCacheExporterFunc, pool *
 			}
 			return resolve(ctx, g, attrs)
 		}
-		set, rest, err := parse(attrs)
+		set, rest, err := d.parse(attrs)
 		if err != nil {
 			return nil, err
 		}

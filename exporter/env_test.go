@@ -152,7 +152,7 @@ func (e *env) export(src *bkexporter.Source, attrs map[string]string) (ocispecs.
 // answer returns what the client is told, too.
 func (e *env) answer(src *bkexporter.Source, attrs map[string]string) (map[string]string, ocispecs.Descriptor, error) {
 	e.t.Helper()
-	exp := Wrap("image", e.stock, e.cs, estargz.NewPool(2, 0))
+	exp := Wrap("image", e.stock, e.cs, estargz.NewPool(2, 0), noDefaults(e.t))
 	inst, err := exp.Resolve(e.ctx, 0, attrs)
 	require.NoError(e.t, err)
 	require.Equal(e.t, attrs, inst.Attrs())

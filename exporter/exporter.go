@@ -32,11 +32,11 @@ import (
 
 // Wrap returns the exporter e, which BuildKit calls name, with ours added.
 // Layers are rewritten into cs, the content store of the worker that e belongs
-// to, and compressed on pool's budget.
-func Wrap(name string, e bkexporter.Exporter, cs content.Store, pool *estargz.Pool) bkexporter.Exporter {
+// to, and compressed on pool's budget. What a build does not say is d's to say.
+func Wrap(name string, e bkexporter.Exporter, cs content.Store, pool *estargz.Pool, d Defaults) bkexporter.Exporter {
 	switch name {
 	case client.ExporterImage, client.ExporterOCI, client.ExporterDocker:
-		return &layers{Exporter: e, cs: cs, pool: pool}
+		return &layers{Exporter: e, cs: cs, pool: pool, defaults: d}
 	default:
 		return &files{Exporter: e, name: name}
 	}
@@ -45,8 +45,9 @@ func Wrap(name string, e bkexporter.Exporter, cs content.Store, pool *estargz.Po
 // layers is an exporter of images.
 type layers struct {
 	bkexporter.Exporter
-	cs   content.Store
-	pool *estargz.Pool
+	cs       content.Store
+	pool     *estargz.Pool
+	defaults Defaults
 }
 
 // Resolve is called before the build starts, so what is wrong with the
@@ -58,11 +59,11 @@ func (e *layers) Resolve(ctx context.Context, id int, attrs map[string]string) (
 		}
 		return e.Exporter.Resolve(ctx, id, attrs)
 	}
-	request, rest, err := profile.ParseRequest(attrs) // the frontend acts on it
+	request, rest, err := profile.ParseRequest(attrs, e.defaults.Profile) // the frontend acts on it
 	if err != nil {
 		return nil, err
 	}
-	set, rest, err := parse(rest)
+	set, rest, err := e.defaults.parse(rest)
 	if err != nil {
 		return nil, err
 	}

@@ -107,7 +107,7 @@ func TestOtherCompressions(t *testing.T) {
 				a := attrs{"compression": name, "force-compression": "true", "rewrite-timestamp": "true", "source-date-epoch": "1100000000"}
 				var exp bkexporter.Exporter = e.stock
 				if wrapped {
-					exp = Wrap("image", e.stock, e.cs, nil)
+					exp = Wrap("image", e.stock, e.cs, nil, noDefaults(t))
 				}
 				inst, err := exp.Resolve(e.ctx, 0, a)
 				require.NoError(t, err)
@@ -132,7 +132,7 @@ func TestChunkSizesSideBySide(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range got {
 		wg.Go(func() {
-			inst, err := Wrap("image", e.stock, e.cs, nil).Resolve(e.ctx, i, with(attrs{"force-compression": "true", "estargz-chunk-size": sizes[i%len(sizes)]}))
+			inst, err := Wrap("image", e.stock, e.cs, nil, noDefaults(t)).Resolve(e.ctx, i, with(attrs{"force-compression": "true", "estargz-chunk-size": sizes[i%len(sizes)]}))
 			if err == nil {
 				var desc bkexporter.DescriptorReference
 				if _, _, desc, err = inst.Export(e.ctx, src, bkexporter.ExportBuildInfo{CompatibilityVersion: compat.CompatibilityVersionCurrent}); err == nil {

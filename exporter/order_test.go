@@ -35,7 +35,7 @@ func attached(t *testing.T, p *profile.Profile) map[string][]byte {
 	t.Helper()
 	packed, err := p.Pack()
 	require.NoError(t, err)
-	request, _, err := profile.ParseRequest(nil)
+	request, _, err := profile.ParseRequest(nil, profile.Default())
 	require.NoError(t, err)
 	return map[string][]byte{request.MetadataKey(thisPlatform()): packed}
 }
@@ -56,7 +56,7 @@ func (e *env) names(desc ocispecs.Descriptor) (names []string) {
 // One that wants no profile gets no order, whatever the exporter beside it wants.
 func TestOrderOfOwnRequest(t *testing.T) {
 	for attr, wanted := range map[string]bool{"entrypoint": true, "none": false, "run": false} {
-		request, _, err := profile.ParseRequest(map[string]string{"estargz-profile": attr})
+		request, _, err := profile.ParseRequest(map[string]string{"estargz-profile": attr}, profile.Default())
 		require.NoError(t, err)
 		src := &bkexporter.Source{Metadata: profileOf(t, "a")}
 		ps, err := exptypes.ParsePlatforms(src.Metadata)

@@ -120,7 +120,7 @@ func TestRequestsSideBySideInOneBuild(t *testing.T) {
 	b := newBridge(t, staged)
 	ctx, w := wishing(t, map[string]string{"estargz-profile": "run"})
 	for _, attrs := range []map[string]string{estargz(), estargz("", "run+stage", "-stage", "idle")} {
-		r, _, err := profile.ParseRequest(attrs)
+		r, _, err := profile.ParseRequest(attrs, profile.Default())
 		require.NoError(t, err)
 		w.requests = append(w.requests, r)
 	}

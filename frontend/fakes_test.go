@@ -251,7 +251,7 @@ func dockerfiles() frontend.Frontend {
 // options are those of a daemon on linux/amd64.
 func options() Options {
 	return Options{
-		Requests:    NewRequests("estargz"),
+		Requests:    NewRequests("estargz", profile.Default()),
 		Marker:      fakeMarker{},
 		File:        "profile",
 		SummaryFile: "summary",
@@ -265,7 +265,7 @@ func options() Options {
 
 // wishing returns a context of a build whose exporter has the attributes.
 func wishing(t *testing.T, attrs map[string]string) (context.Context, *wish) {
-	r, _, err := profile.ParseRequest(attrs)
+	r, _, err := profile.ParseRequest(attrs, profile.Default())
 	require.NoError(t, err)
 	w := &wish{requests: []*profile.Request{r}}
 	return context.WithValue(t.Context(), wishKey{}, w), w
@@ -274,7 +274,7 @@ func wishing(t *testing.T, attrs map[string]string) (context.Context, *wish) {
 // paths lists the profile that a result carries, for the request whose attributes
 // these are.
 func paths(t *testing.T, res *frontend.Result, platform string, attrs ...string) []string {
-	r, _, err := profile.ParseRequest(estargz(attrs...))
+	r, _, err := profile.ParseRequest(estargz(attrs...), profile.Default())
 	require.NoError(t, err)
 	p, err := r.Attached(res.Metadata, platform)
 	require.NoError(t, err)

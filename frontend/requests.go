@@ -26,6 +26,7 @@ import (
 // request names the ref.
 type Requests struct {
 	compression string
+	operator    profile.Request
 
 	mu    sync.Mutex
 	byRef map[string]*wish
@@ -41,9 +42,9 @@ type wish struct {
 }
 
 // NewRequests returns the requests of exporters that use the compression of
-// that name. To others a profile is of no use.
-func NewRequests(compression string) *Requests {
-	return &Requests{compression: compression, byRef: map[string]*wish{}}
+// that name, by the operator's defaults. To others a profile is of no use.
+func NewRequests(compression string, operator profile.Request) *Requests {
+	return &Requests{compression: compression, operator: operator, byRef: map[string]*wish{}}
 }
 
 // UnaryServerInterceptor looks at the calls of Control.Solve, and refuses those
@@ -108,7 +109,7 @@ func (r *Requests) parse(req *controlapi.SolveRequest) ([]*profile.Request, erro
 		if e.attrs["compression"] != r.compression || !writesLayers(e.kind) {
 			continue
 		}
-		one, _, err := profile.ParseRequest(e.attrs)
+		one, _, err := profile.ParseRequest(e.attrs, r.operator)
 		if err != nil {
 			return nil, err
 		}

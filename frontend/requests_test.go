@@ -12,6 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
 )
 
 // asking returns a build with an exporter for each of attrs.
@@ -49,7 +51,7 @@ func gateway(t *testing.T, ref string) context.Context {
 }
 
 func TestRequestsOfBuild(t *testing.T) {
-	r := NewRequests("estargz")
+	r := NewRequests("estargz", profile.Default())
 	require.NoError(t, during(t, r, asking("a", estargz("", "run")), func(ctx context.Context) {
 		require.True(t, r.of(ctx).requests[0].Run, "a frontend within the call")
 		require.True(t, r.of(gateway(t, "a")).requests[0].Run, "a frontend that the client calls")
@@ -73,7 +75,7 @@ func TestRequestsWanted(t *testing.T) {
 		"two that differ":        {[]map[string]string{estargz("", "run"), estargz(), estargz("", "run")}, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := NewRequests("estargz")
+			r := NewRequests("estargz", profile.Default())
 			require.NoError(t, during(t, r, asking("a", tc.attrs...), func(ctx context.Context) {
 				w := r.of(ctx)
 				require.Equal(t, tc.wanted > 0, w != nil)
@@ -85,12 +87,29 @@ func TestRequestsWanted(t *testing.T) {
 	}
 }
 
+// A build that says nothing of profiles gets what the operator has set, and any
+// other what it says.
+func TestRequestsByDefault(t *testing.T) {
+	operator := profile.Default()
+	require.NoError(t, operator.SetDefault("estargz-profile", "none"))
+	for attr, wanted := range map[string]bool{"": false, "entrypoint": true, "run": true} {
+		attrs := estargz()
+		if attr != "" {
+			attrs = estargz("", attr)
+		}
+		r := NewRequests("estargz", operator)
+		require.NoError(t, during(t, r, asking("a", attrs), func(ctx context.Context) {
+			require.Equal(t, wanted, r.of(ctx) != nil, attr)
+		}))
+	}
+}
+
 // To write files nothing has to be run.
 func TestRequestsOfFiles(t *testing.T) {
 	for kind, wanted := range map[string]bool{"local": false, "tar": false, "image": true, "oci": true, "docker": true} {
 		req := asking("a", estargz())
 		req.Exporters[0].Type = kind
-		r := NewRequests("estargz")
+		r := NewRequests("estargz", profile.Default())
 		require.NoError(t, during(t, r, req, func(ctx context.Context) {
 			require.Equal(t, wanted, r.of(ctx) != nil, kind)
 		}))
@@ -109,7 +128,7 @@ func TestRequestsRefused(t *testing.T) {
 		"no image to run": {fromLLB, "a build that is given as LLB has no image to run"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := during(t, NewRequests("estargz"), tc.req, func(context.Context) { t.Error("was built") })
+			err := during(t, NewRequests("estargz", profile.Default()), tc.req, func(context.Context) { t.Error("was built") })
 			require.ErrorContains(t, err, tc.want)
 		})
 	}
@@ -118,13 +137,13 @@ func TestRequestsRefused(t *testing.T) {
 func TestRequestsHostNetworkAllowed(t *testing.T) {
 	req := asking("a", estargz("-network", "host"))
 	req.Entitlements = []string{"network.host"}
-	require.NoError(t, during(t, NewRequests("estargz"), req, func(context.Context) {}))
+	require.NoError(t, during(t, NewRequests("estargz", profile.Default()), req, func(context.Context) {}))
 }
 
 func TestRequestsOfLLBByDefault(t *testing.T) {
 	req := asking("a", estargz())
 	req.Definition = &pb.Definition{Def: [][]byte{{}}}
-	r := NewRequests("estargz")
+	r := NewRequests("estargz", profile.Default())
 	require.NoError(t, during(t, r, req, func(ctx context.Context) { require.Nil(t, r.of(ctx)) }))
 }
 
@@ -133,7 +152,7 @@ func TestRequestsOfOldClients(t *testing.T) {
 		Ref: "a", ExporterDeprecated: "image", ExporterAttrsDeprecated: estargz(),
 		Cache: &controlapi.CacheOptions{ExportRefDeprecated: "cache"},
 	}
-	r := NewRequests("estargz")
+	r := NewRequests("estargz", profile.Default())
 	require.NoError(t, during(t, r, req, func(ctx context.Context) { require.True(t, r.of(ctx).exportsCache) }))
 }
 
@@ -141,7 +160,7 @@ func TestRequestsExportedCache(t *testing.T) {
 	for kind, want := range map[string]bool{"inline": false, "registry": true, "local": true} {
 		req := asking("a", estargz())
 		req.Cache = &controlapi.CacheOptions{Exports: []*controlapi.CacheOptionsEntry{{Type: kind}}}
-		r := NewRequests("estargz")
+		r := NewRequests("estargz", profile.Default())
 		require.NoError(t, during(t, r, req, func(ctx context.Context) {
 			require.Equal(t, want, r.of(ctx).exportsCache, kind)
 		}))
@@ -149,7 +168,7 @@ func TestRequestsExportedCache(t *testing.T) {
 }
 
 func TestRequestsIgnoreOtherCalls(t *testing.T) {
-	r := NewRequests("estargz")
+	r := NewRequests("estargz", profile.Default())
 	info := &grpc.UnaryServerInfo{FullMethod: controlapi.Control_Info_FullMethodName}
 	got, err := r.UnaryServerInterceptor(t.Context(), &controlapi.InfoRequest{}, info, func(context.Context, any) (any, error) {
 		return "answer", nil
@@ -160,7 +179,7 @@ func TestRequestsIgnoreOtherCalls(t *testing.T) {
 
 // Builds side by side in one session must not get each other's profiles.
 func TestRequestsSideBySide(t *testing.T) {
-	r := NewRequests("estargz")
+	r := NewRequests("estargz", profile.Default())
 	var all sync.WaitGroup
 	inside := make(chan struct{})
 	var arrived sync.WaitGroup
@@ -190,7 +209,7 @@ func TestRequestsSideBySide(t *testing.T) {
 }
 
 func TestRequestsRefInUse(t *testing.T) {
-	r := NewRequests("estargz")
+	r := NewRequests("estargz", profile.Default())
 	require.NoError(t, during(t, r, asking("a", estargz("", "run")), func(context.Context) {
 		require.NoError(t, during(t, r, asking("a", estargz()), func(ctx context.Context) {
 			require.Nil(t, r.of(ctx))

@@ -12,12 +12,25 @@ import (
 	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/pelletier/go-toml/v2"
 	"github.com/urfave/cli/v3"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/exporter"
 )
+
+// configuration is BuildKit's with our own section.
+type configuration struct {
+	config.Config
+	defaults exporter.Defaults
+}
+
+// ownSection is the section of the file that BuildKit does not know, and skips.
+type ownSection struct {
+	EStargz map[string]any `toml:"estargz"`
+}
 
 // loadConfig returns the configuration that holds: the file, changed by flags
 // and environment, completed by defaults. Warnings are for the log, which is
 // set up by the very configuration that they are about.
-func loadConfig(c *cli.Command, settings []setting) (cfg config.Config, warnings []string, err error) {
+func loadConfig(c *cli.Command, settings []setting) (cfg configuration, warnings []string, err error) {
 	path := c.String(configFlag)
 	cfg, warnings, err = readConfig(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -26,13 +39,13 @@ func loadConfig(c *cli.Command, settings []setting) (cfg config.Config, warnings
 		if c.IsSet(configFlag) {
 			warnings = append(warnings, fmt.Sprintf("--%s: %s does not exist, continuing with defaults", configFlag, path))
 		}
-		err = nil
+		cfg.defaults, err = exporter.ParseDefaults(nil)
 	}
 	if err != nil {
 		return cfg, nil, err
 	}
-	warnings = append(warnings, deprecations(c, &cfg)...)
-	if err := applySettings(c, settings, &cfg); err != nil {
+	warnings = append(warnings, deprecations(c, &cfg.Config)...)
+	if err := applySettings(c, settings, &cfg.Config); err != nil {
 		return cfg, nil, err
 	}
 	if cfg.Root != "" {
@@ -40,7 +53,7 @@ func loadConfig(c *cli.Command, settings []setting) (cfg config.Config, warnings
 			return cfg, nil, err
 		}
 	}
-	if err := setDefaults(&cfg); err != nil {
+	if err := setDefaults(&cfg.Config); err != nil {
 		warnings = append(warnings, err.Error())
 	}
 	return cfg, warnings, nil
@@ -48,22 +61,46 @@ func loadConfig(c *cli.Command, settings []setting) (cfg config.Config, warnings
 
 // readConfig reads a file. Its warnings name the keys that mean nothing, which
 // BuildKit passes over in silence: most are typing errors.
-func readConfig(path string) (config.Config, []string, error) {
+func readConfig(path string) (cfg configuration, warnings []string, err error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
-		return config.Config{}, nil, err
+		return cfg, nil, err
 	}
-	cfg, err := config.Load(bytes.NewReader(content))
-	if err != nil {
-		return config.Config{}, nil, fmt.Errorf("%s%s: %w", path, position(err), err)
+	if cfg.Config, err = config.Load(bytes.NewReader(content)); err != nil {
+		return cfg, nil, fmt.Errorf("%s%s: %w", path, position(err), err)
+	}
+	if cfg.defaults, err = readDefaults(content); err != nil {
+		return cfg, nil, fmt.Errorf("%s%s: [estargz] %w", path, position(err), err)
 	}
 	return cfg, unknownKeys(path, content), nil
+}
+
+// readDefaults reads our own section, where a key that means nothing is an error:
+// no other daemon has a use for it.
+func readDefaults(content []byte) (exporter.Defaults, error) {
+	var section ownSection
+	if err := toml.Unmarshal(content, &section); err != nil {
+		return exporter.Defaults{}, err
+	}
+	values := make(map[string]string, len(section.EStargz))
+	for key, value := range section.EStargz {
+		switch value.(type) {
+		case string, int64:
+			values[key] = fmt.Sprint(value)
+		default:
+			return exporter.Defaults{}, fmt.Errorf("%s = %v: give a string or a whole number", key, value)
+		}
+	}
+	return exporter.ParseDefaults(values)
 }
 
 func unknownKeys(path string, content []byte) []string {
 	strict := toml.NewDecoder(bytes.NewReader(content)).DisallowUnknownFields()
 	var missing *toml.StrictMissingError
-	if err := strict.Decode(&config.Config{}); !errors.As(err, &missing) {
+	if err := strict.Decode(&struct {
+		config.Config
+		ownSection
+	}{}); !errors.As(err, &missing) {
 		return nil
 	}
 	warnings := make([]string, 0, len(missing.Errors))
@@ -110,8 +147,8 @@ func deprecations(c *cli.Command, cfg *config.Config) (warnings []string) {
 func configForHelp() config.Config {
 	cfg, _, err := readConfig(defaultConfigPath())
 	if err != nil {
-		cfg = config.Config{}
+		cfg = configuration{}
 	}
-	fillDefaults(&cfg)
-	return cfg
+	fillDefaults(&cfg.Config)
+	return cfg.Config
 }

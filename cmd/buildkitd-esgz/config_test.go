@@ -5,10 +5,13 @@ import (
 	"path/filepath"
 	"reflect"
 	"testing"
+	"time"
 
 	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/compression/profile"
 )
 
 // everyKey is testdata with all keys that BuildKit knows.
@@ -20,7 +23,7 @@ func TestEveryKey(t *testing.T) {
 	cfg, warnings, err := readConfig(everyKey)
 	require.NoError(t, err)
 	require.Empty(t, warnings)
-	requireFilled(t, reflect.ValueOf(cfg), "", map[string]bool{
+	requireFilled(t, reflect.ValueOf(cfg.Config), "", map[string]bool{
 		"grpc.securityDescriptor": true, // Windows
 	})
 
@@ -28,7 +31,7 @@ func TestEveryKey(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "debug", applied.Log.Level)
 	applied.Log, cfg.Log = config.LogConfig{}, config.LogConfig{}
-	require.Equal(t, cfg, applied, "what the file says needs no default")
+	require.Equal(t, cfg.Config, applied, "what the file says needs no default")
 }
 
 // requireFilled fails for fields that are zero, at any depth.
@@ -179,6 +182,50 @@ func TestConfigErrorsNameThePlace(t *testing.T) {
 			require.ErrorContains(t, err, "buildkitd.toml")
 		})
 	}
+}
+
+func TestOwnSection(t *testing.T) {
+	path := write(t, `
+[estargz]
+profile = "run"
+profile-period = "5s"
+chunk-size = 1048576
+compression-level = 1
+`)
+	cfg, warnings, err := givenWithWarnings(t, "--config", path)
+	require.NoError(t, err)
+	require.Empty(t, warnings)
+	require.True(t, cfg.defaults.Profile.Run)
+	require.False(t, cfg.defaults.Profile.Entrypoint)
+	require.Equal(t, 5*time.Second, cfg.defaults.Profile.Period)
+
+	for _, path := range []string{write(t, ""), "/does/not/exist.toml"} {
+		cfg, _, err = givenWithWarnings(t, "--config", path)
+		require.NoError(t, err)
+		require.Equal(t, profile.Default(), cfg.defaults.Profile, path)
+	}
+}
+
+func TestOwnSectionRefused(t *testing.T) {
+	for line, want := range map[string]string{
+		`profil = "none"`:           "[estargz] profil: no such key; there are chunk-size, compression-level",
+		`profile-cmd = "ls"`:        "[estargz] profile-cmd: no such key",
+		`profile = false`:           "[estargz] profile = false: give a string or a whole number",
+		`profile = "off"`:           `[estargz] profile = "off": give none, entrypoint, run`,
+		`profile = "stage"`:         "a stage is for a build to ask for",
+		`profile-network = "host"`:  "give none or sandbox",
+		`profile-period = 10`:       "give a time like 10s",
+		`chunk-size = "many"`:       `[estargz] chunk-size = "many": give bytes or a size like 4MiB`,
+		`compression-level = 10`:    "give a number from 0 (none) to 9",
+		`compression-level = "low"`: "give a number from 0 (none) to 9",
+	} {
+		path := write(t, "[estargz]\n"+line)
+		_, err := given(t, "--config", path)
+		require.ErrorContains(t, err, want)
+		require.ErrorContains(t, err, path)
+	}
+	_, err := given(t, "--config", write(t, "estargz = 5"))
+	require.ErrorContains(t, err, "buildkitd.toml:1:")
 }
 
 func TestDefaults(t *testing.T) {

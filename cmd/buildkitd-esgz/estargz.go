@@ -22,13 +22,16 @@ type parts struct {
 	profiles *frontend.Requests
 	// marks say between frontends and workers whose reads are recorded.
 	marks *record.Marks
+	// defaults are the operator's.
+	defaults exporter.Defaults
 }
 
-func newParts() *parts {
+func newParts(defaults exporter.Defaults) *parts {
 	return &parts{
 		compressors: estargz.NewPool(0, 0),
-		profiles:    frontend.NewRequests(compression.Name),
+		profiles:    frontend.NewRequests(compression.Name, defaults.Profile),
 		marks:       record.NewMarks(),
+		defaults:    defaults,
 	}
 }
 
@@ -39,14 +42,14 @@ func (p *parts) worker() worker.Options {
 
 // exporter stands in for BuildKit's exporter of one -o.
 func (p *parts) exporter(name string, e bkexporter.Exporter, store content.Store) bkexporter.Exporter {
-	return exporter.Wrap(name, e, store, p.compressors)
+	return exporter.Wrap(name, e, store, p.compressors, p.defaults)
 }
 
 // cacheExporters replaces all kinds of --cache-to.
 func (p *parts) cacheExporters(stock map[string]remotecache.ResolveCacheExporterFunc) map[string]remotecache.ResolveCacheExporterFunc {
 	wrapped := make(map[string]remotecache.ResolveCacheExporterFunc, len(stock))
 	for name, resolve := range stock {
-		wrapped[name] = exporter.WrapCache(name, resolve, p.compressors)
+		wrapped[name] = exporter.WrapCache(name, resolve, p.compressors, p.defaults)
 	}
 	return wrapped
 }

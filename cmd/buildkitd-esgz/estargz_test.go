@@ -12,6 +12,7 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/stretchr/testify/require"
 
+	"github.com/buildkitd-esgz/buildkitd-esgz/exporter"
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker"
 )
 
@@ -28,7 +29,7 @@ func (stockExporter) Resolve(context.Context, int, map[string]string) (bkexporte
 // knows but us is answered by us.
 func TestEveryExporterIsOurs(t *testing.T) {
 	attrs := map[string]string{"compression": "estargz", "estargz-nothing": "1"}
-	ours := newParts()
+	ours := newParts(exporter.Defaults{})
 	for _, name := range []string{
 		client.ExporterImage, client.ExporterOCI, client.ExporterDocker, client.ExporterLocal, client.ExporterTar,
 	} {

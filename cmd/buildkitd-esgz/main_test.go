@@ -44,10 +44,10 @@ func as(t *testing.T, role string, args ...string) *exec.Cmd {
 func given(t *testing.T, args ...string) (config.Config, error) {
 	t.Helper()
 	cfg, _, err := givenWithWarnings(t, args...)
-	return cfg, err
+	return cfg.Config, err
 }
 
-func givenWithWarnings(t *testing.T, args ...string) (cfg config.Config, warnings []string, err error) {
+func givenWithWarnings(t *testing.T, args ...string) (cfg configuration, warnings []string, err error) {
 	t.Helper()
 	settings := allSettings(configForHelp())
 	command := &cli.Command{

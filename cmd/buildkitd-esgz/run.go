@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"path/filepath"
 
-	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/cachedigest"
 	"google.golang.org/grpc/health"
@@ -16,7 +15,7 @@ import (
 
 // run is the life of the daemon: what it opens it closes again, in reverse,
 // when ctx ends or serving fails.
-func run(ctx context.Context, cfg config.Config, saveCacheDebug bool) (err error) {
+func run(ctx context.Context, cfg configuration, saveCacheDebug bool) (err error) {
 	// First of all: opening a unix socket takes its path away from another
 	// daemon, which must not happen to one that is running on the same state.
 	release, err := lockRoot(cfg.Root)
@@ -57,8 +56,8 @@ func run(ctx context.Context, cfg config.Config, saveCacheDebug bool) (err error
 	}
 	defer closeCacheDebug()
 
-	ours := newParts()
-	controller, err := newController(ctx, cfg, ours, telemetry, debug)
+	ours := newParts(cfg.defaults)
+	controller, err := newController(ctx, cfg.Config, ours, telemetry, debug)
 	if err != nil {
 		return err
 	}

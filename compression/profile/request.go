@@ -88,17 +88,57 @@ func Asked(attrs map[string]string) bool {
 	return false
 }
 
-// ParseRequest takes what is about profiles out of an exporter's attributes,
-// of which attrs without any ask for the entrypoint. The rest is the caller's.
-func ParseRequest(attrs map[string]string) (r *Request, rest map[string]string, err error) {
-	r = &Request{
-		StageName: "profile",
-		Period:    10 * time.Second,
-		Idle:      2 * time.Second,
-		Network:   NoNetwork,
+// Default returns the request of an exporter without attributes about profiles,
+// on a daemon whose operator has set nothing else.
+func Default() Request {
+	return Request{
+		Entrypoint: true,
+		StageName:  "profile",
+		Period:     10 * time.Second,
+		Idle:       2 * time.Second,
+		Network:    NoNetwork,
 	}
-	if err := r.setWorkloads(attrs); err != nil {
-		return nil, nil, err
+}
+
+// SetDefault changes a default by the name of the attribute that it stands for.
+// What fits one image only has no default: its command, its stages, its output.
+func (r *Request) SetDefault(name, value string) error {
+	switch name {
+	case attrProfile:
+		set := *r
+		set.Entrypoint, set.Run = false, false
+		err := set.setWorkloads(value)
+		if err != nil || set.Stage {
+			return fmt.Errorf("give none, entrypoint, run or entrypoint+run; a stage is for a build to ask for")
+		}
+		*r = set
+		return nil
+	case "estargz-profile-period", "estargz-profile-idle":
+		return attributes[name].set(r, value)
+	case "estargz-profile-network":
+		if value == string(HostNetwork) {
+			return fmt.Errorf("give %s or %s; %s needs the permission of the build that asks for it", NoNetwork, SandboxNetwork, HostNetwork)
+		}
+		return attributes[name].set(r, value)
+	}
+	return fmt.Errorf("has no default")
+}
+
+// ParseRequest takes what is about profiles out of an exporter's attributes. Those
+// without any ask for what the operator has set. As soon as one is given, the
+// workload is the one that is given, or the entrypoint: attributes mean the same
+// on all daemons. The rest of attrs is the caller's.
+func ParseRequest(attrs map[string]string, operator Request) (r *Request, rest map[string]string, err error) {
+	r = &operator
+	if Asked(attrs) {
+		value, given := attrs[attrProfile]
+		if !given {
+			value = "entrypoint"
+		}
+		r.Entrypoint, r.Run = false, false
+		if err := r.setWorkloads(value); err != nil {
+			return nil, nil, fmt.Errorf("%s=%s: %w", attrProfile, value, err)
+		}
 	}
 	rest = maps.Clone(attrs)
 	delete(rest, attrProfile)
@@ -115,19 +155,15 @@ func ParseRequest(attrs map[string]string) (r *Request, rest map[string]string, 
 	return r, rest, nil
 }
 
-func (r *Request) setWorkloads(attrs map[string]string) error {
-	value, given := attrs[attrProfile]
-	if !given {
-		value = "entrypoint"
-	}
+// setWorkloads adds the workloads that a value names.
+func (r *Request) setWorkloads(value string) error {
 	if value == "none" {
 		return nil
 	}
 	for word := range strings.SplitSeq(value, "+") {
 		set, known := workloads[word]
 		if !known {
-			return fmt.Errorf("%s=%s: give none, or %s, joined with +", attrProfile, value,
-				strings.Join(slices.Sorted(maps.Keys(workloads)), ", "))
+			return fmt.Errorf("give none, or %s, joined with +", strings.Join(slices.Sorted(maps.Keys(workloads)), ", "))
 		}
 		set(r)
 	}

@@ -33,7 +33,7 @@ func TestParseRequest(t *testing.T) {
 		"network": {map[string]string{"estargz-profile-network": "host"}, defaults(func(r *Request) { r.Network = HostNetwork })},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, _, err := ParseRequest(tc.attrs)
+			got, _, err := ParseRequest(tc.attrs, Default())
 			require.NoError(t, err)
 			require.Equal(t, tc.want, got)
 		})
@@ -42,7 +42,7 @@ func TestParseRequest(t *testing.T) {
 
 func TestParseRequestLeavesTheRest(t *testing.T) {
 	attrs := map[string]string{"estargz-profile": "run", "estargz-profil": "x", "name": "image"}
-	_, rest, err := ParseRequest(attrs)
+	_, rest, err := ParseRequest(attrs, Default())
 	require.NoError(t, err)
 	require.Equal(t, map[string]string{"estargz-profil": "x", "name": "image"}, rest)
 	require.Len(t, attrs, 3, "the caller's map is its own")
@@ -71,7 +71,7 @@ func TestParseRequestBadValues(t *testing.T) {
 			attrs["estargz-profile"] = tc.workloads
 		}
 		attrs[tc.key] = tc.value
-		_, _, err := ParseRequest(attrs)
+		_, _, err := ParseRequest(attrs, Default())
 		require.ErrorContains(t, err, tc.want, "%v", attrs)
 	}
 }
@@ -80,4 +80,35 @@ func TestAsked(t *testing.T) {
 	require.True(t, Asked(map[string]string{"estargz-profile": "none"}))
 	require.True(t, Asked(map[string]string{"estargz-profile-idle": "1s"}))
 	require.False(t, Asked(map[string]string{"estargz-profiles": "1s", "compression": "estargz"}))
+}
+
+func TestSetDefault(t *testing.T) {
+	d := Default()
+	for k, v := range map[string]string{
+		"estargz-profile": "none", "estargz-profile-period": "5s", "estargz-profile-idle": "1s", "estargz-profile-network": "sandbox",
+	} {
+		require.NoError(t, d.SetDefault(k, v))
+	}
+	set := func(r *Request) { r.Period, r.Idle, r.Network = 5*time.Second, time.Second, SandboxNetwork }
+	for _, tc := range []struct {
+		attrs  map[string]string
+		change func(*Request)
+	}{
+		{nil, func(r *Request) { r.Entrypoint = false }},
+		{map[string]string{"estargz-profile": "entrypoint"}, func(*Request) {}},
+		{map[string]string{"estargz-profile": "run"}, func(r *Request) { r.Entrypoint, r.Run = false, true }},
+		{map[string]string{"estargz-profile-period": "7s"}, func(r *Request) { r.Period = 7 * time.Second }},
+		{map[string]string{"estargz-profile-network": "none"}, func(r *Request) { r.Network = NoNetwork }},
+	} {
+		got, _, err := ParseRequest(tc.attrs, d)
+		require.NoError(t, err)
+		require.Equal(t, defaults(func(r *Request) { set(r); tc.change(r) }), got, "%v", tc.attrs)
+	}
+
+	d = Default()
+	require.NoError(t, d.SetDefault("estargz-profile", "run"))
+	got, _, err := ParseRequest(map[string]string{"estargz-profile": "none"}, d)
+	require.NoError(t, err)
+	require.True(t, got.None(), "the build wins where it wants none")
+	require.Error(t, d.SetDefault("estargz-profile-cmd", "ls"))
 }
