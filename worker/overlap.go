@@ -21,8 +21,10 @@ type overlaps struct {
 	calls map[*overlap]struct{}
 }
 
-// An overlap is a call, with the sessions of those that it has overlapped with and
-// that have not been blamed yet.
+// An overlap is a call. The others are the sessions whose work it may wait for and
+// that have not been blamed yet: those of the calls that it has overlapped with, and
+// those whose work these were waiting for when it began. A call that returns leaves
+// its work to whoever waits for it, and the work keeps its session.
 type overlap struct {
 	all    *overlaps
 	own    []string
@@ -39,6 +41,7 @@ func (o *overlaps) begin(s session.Group) *overlap {
 	}
 	for other := range o.calls {
 		c.meets(other.own)
+		c.meets(slices.Collect(maps.Keys(other.others)))
 		other.meets(c.own)
 	}
 	o.calls[c] = struct{}{}
@@ -60,7 +63,7 @@ func (c *overlap) meets(sessions []string) {
 	}
 }
 
-// failed says whether to call again after an error: sessions of other calls have
+// failed says whether to call again after an error: some of the other sessions have
 // ended, and the error may be theirs. Each of them counts once.
 func (c *overlap) failed(alive func(session string) bool) bool {
 	c.all.mu.Lock()

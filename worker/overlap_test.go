@@ -49,3 +49,22 @@ func TestOwnSessionIsNotAnothers(t *testing.T) {
 	require.False(t, a.failed(gone))
 	require.False(t, b.failed(gone))
 }
+
+// A call that began after the one of an ended session had returned may wait for
+// work of that session all the same, which another call has kept going.
+func TestOverlapsOfOverlaps(t *testing.T) {
+	var o overlaps
+	ended := map[string]bool{}
+	alive := func(session string) bool { return !ended[session] }
+	begin := func(id string) *overlap { return o.begin(session.NewGroup(id)) }
+	first, second := begin("first"), begin("second")
+	ended["first"] = true
+	first.end()
+	third := begin("third")
+	for _, call := range []*overlap{second, third} {
+		require.True(t, call.failed(alive))
+		require.False(t, call.failed(alive), "counted before")
+	}
+	again := begin("first")
+	require.False(t, again.failed(alive), "its own session")
+}
