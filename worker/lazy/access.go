@@ -119,7 +119,19 @@ func (a *access) split(id string, sources []blob.Source) (homes, others []blob.S
 	return homes, others
 }
 
-// prove returns nil if a build with these sources may use a layer.
+// withoutSuccessors returns sources that a build can show its rights with: answers
+// come with the credentials of its own sessions only. Others that share a step with
+// one that has ended show nothing for it.
+func withoutSuccessors(sources []blob.Source) []blob.Source {
+	sources = slices.Clone(sources)
+	for i := range sources {
+		sources[i].Successors = nil
+	}
+	return sources
+}
+
+// prove returns nil if a build with these sources may use a layer. They have no
+// successors.
 func (l *Layers) prove(ctx context.Context, key store.Key, sources []blob.Source) error {
 	homes, others := l.access.split(idOf(key), sources)
 	if slices.ContainsFunc(homes, l.access.granted) {

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/moby/buildkit/cmd/buildkitd/config"
+	"github.com/moby/buildkit/session"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
@@ -160,6 +161,36 @@ func TestAccess(t *testing.T) {
 	p.set("third", true, true)
 	require.NoError(t, l.Announce(t.Context(), p.labels("third")))
 	require.NotContains(t, l.grants, grant{"right", place{p.name(), "base"}}, "its session has ended")
+}
+
+// A build whose session has ended shows nothing with the credentials of another,
+// though both share a step. It may read on with them if it had shown before that it
+// may read.
+func TestAccessOfSharedStep(t *testing.T) {
+	p := servePrivate(t, 10)
+	l := p.open(t, Config{NoPrefetch: true, NoBackgroundFetch: true})
+	p.set("first", true, true)
+	p.set("right", true, true)
+	require.NoError(t, p.fetch(t, l, "first"))
+	id, err := l.ID(p.labels(""))
+	require.NoError(t, err)
+	dir := t.TempDir()
+	require.NoError(t, l.Mount(id, dir, p.labels("")))
+	t.Cleanup(func() { require.NoError(t, l.Unmount(dir)) })
+	require.NoError(t, l.Announce(t.Context(), p.labels("first")))
+	all := func(digest.Digest) bool { return true }
+	end := l.Watch(t.Context(), all, session.NewGroup("first", "wrong", "right"))
+	defer func() { require.NoError(t, end(nil)) }()
+
+	p.set("wrong", false, false)
+	require.ErrorContains(t, l.Announce(t.Context(), p.labels("wrong")), "have ended")
+	require.ErrorContains(t, p.fetch(t, l, "wrong"), "have ended")
+	require.Zero(t, p.answered("right"))
+
+	p.set("first", true, false)
+	_, err = os.ReadFile(dir + "/file-0")
+	require.NoError(t, err)
+	require.NotZero(t, p.answered("right"))
 }
 
 // A build whose registry is gone is told so before its step begins, and does not

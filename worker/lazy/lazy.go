@@ -138,7 +138,7 @@ func (l *Layers) fetchCalled(ctx context.Context, id string, key store.Key) erro
 	if err == nil && (!own || stored.Complete()) {
 		return nil
 	}
-	places := l.places(call)
+	places := withoutSuccessors(l.places(call))
 	switch {
 	case err == nil:
 		return l.prove(ctx, key, places)
@@ -232,7 +232,7 @@ func (l *Layers) Announce(ctx context.Context, labels map[string]string) error {
 	mounted := l.mounted[id]
 	l.mu.Unlock()
 	if mounted == nil || !mounted.Complete() {
-		prove := func(ctx context.Context) error { return l.prove(ctx, key, places) }
+		prove := func(ctx context.Context) error { return l.prove(ctx, key, withoutSuccessors(places)) }
 		if err := l.patiently(ctx, "answer", prove); err != nil {
 			return fmt.Errorf("%s is lazy, and not all here: %w", labels[refLabel], err)
 		}
