@@ -32,19 +32,17 @@ type event struct {
 // file, and a process may have few.
 const batch = 128
 
+const eventSize = int(unsafe.Sizeof(unix.FanotifyEventMetadata{}))
+
 // unlimited makes the queue take memory instead of losing events. The kernel
 // limits it otherwise to fs.fanotify.max_queued_events.
 const unlimited = unix.FAN_UNLIMITED_QUEUE
 
 // openEvents watches the superblock that dir is on.
 func openEvents(dir string, queue uint) (*events, error) {
-	flags := queue | unix.FAN_CLASS_NOTIF | unix.FAN_CLOEXEC | unix.FAN_NONBLOCK | unix.FAN_UNLIMITED_MARKS
-	// Nonblocking, since what was opened may be a named pipe.
-	const fileFlags = unix.O_RDONLY | unix.O_LARGEFILE | unix.O_CLOEXEC | unix.O_NONBLOCK
-	fd, err := unix.FanotifyInit(flags|unix.FAN_REPORT_FD_ERROR, fileFlags)
+	e, err := initEvents(queue)
 	if errors.Is(err, unix.EINVAL) {
-		// Before Linux 6.13 the error is read's instead of the event's.
-		fd, err = unix.FanotifyInit(flags, fileFlags)
+		e, err = initOldEvents(queue)
 	}
 	if errors.Is(err, unix.EPERM) {
 		return nil, errors.New("the daemon is rootless or without CAP_SYS_ADMIN, and cannot be told what a process reads")
@@ -52,12 +50,35 @@ func openEvents(dir string, queue uint) (*events, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fanotify: %w", err)
 	}
-	e := &events{fd: fd, buffer: make([]byte, batch*unsafe.Sizeof(unix.FanotifyEventMetadata{}))}
-	if err := unix.FanotifyMark(fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, opened, unix.AT_FDCWD, dir); err != nil {
+	if err := e.mark(dir); err != nil {
 		e.close()
 		return nil, fmt.Errorf("fanotify: mark on the root filesystem: %w", err)
 	}
 	return e, nil
+}
+
+// initEvents needs Linux 6.13, where an event whose file cannot be opened has the
+// error in the place of the descriptor.
+func initEvents(queue uint) (*events, error) { return initWith(queue|unix.FAN_REPORT_FD_ERROR, batch) }
+
+// initOldEvents is for earlier ones, where the error is read's, unless it has
+// other events to give: it then gives those, and nobody is told of the one that
+// is lost. So it is asked for one at a time.
+func initOldEvents(queue uint) (*events, error) { return initWith(queue, 1) }
+
+func initWith(flags uint, atOnce int) (*events, error) {
+	// Nonblocking, since what was opened may be a named pipe.
+	const fileFlags = unix.O_RDONLY | unix.O_LARGEFILE | unix.O_CLOEXEC | unix.O_NONBLOCK
+	fd, err := unix.FanotifyInit(flags|unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK|unix.FAN_UNLIMITED_MARKS, fileFlags)
+	if err != nil {
+		return nil, err
+	}
+	return &events{fd: fd, buffer: make([]byte, atOnce*eventSize)}, nil
+}
+
+// mark adds the superblock that dir is on.
+func (e *events) mark(dir string) error {
+	return unix.FanotifyMark(e.fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, opened, unix.AT_FDCWD, dir)
 }
 
 func (e *events) close() { unix.Close(e.fd) }
@@ -83,10 +104,23 @@ func (e *events) ignore(fd int) {
 	_ = unix.FanotifyMark(e.fd, unix.FAN_MARK_ADD|unix.FAN_MARK_IGNORE_SURV|unix.FAN_MARK_EVICTABLE, opened, fd, "")
 }
 
-// next reads a batch and hands each event to do. It tells whether there was
+// next takes up to a batch and hands each event to do. It tells whether there was
 // one, and how many files could not be opened for an event.
 func (e *events) next(do func(event)) (more bool, lost int, err error) {
-	if more, err := e.waiting(); !more {
+	for range batch * eventSize / len(e.buffer) {
+		some, n, err := e.read(do)
+		lost += n
+		if !some || err != nil {
+			return more, lost, err
+		}
+		more = true
+	}
+	return more, lost, nil
+}
+
+// read is next with one read.
+func (e *events) read(do func(event)) (some bool, lost int, err error) {
+	if some, err := e.waiting(); !some {
 		return false, 0, err
 	}
 	n, err := unix.Read(e.fd, e.buffer)
@@ -98,7 +132,7 @@ func (e *events) next(do func(event)) (more bool, lost int, err error) {
 	case err != nil:
 		return false, 0, fmt.Errorf("fanotify: %w", err)
 	}
-	for b := e.buffer[:n]; len(b) >= int(unsafe.Sizeof(unix.FanotifyEventMetadata{})); {
+	for b := e.buffer[:n]; len(b) >= eventSize; {
 		meta := (*unix.FanotifyEventMetadata)(unsafe.Pointer(&b[0]))
 		if meta.Vers != unix.FANOTIFY_METADATA_VERSION || int(meta.Event_len) > len(b) || meta.Event_len == 0 {
 			return false, lost, fmt.Errorf("fanotify: version %d of an event of %d bytes", meta.Vers, meta.Event_len)
