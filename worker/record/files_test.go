@@ -3,6 +3,7 @@ package record
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -132,5 +133,13 @@ func TestRangesOfSamples(t *testing.T) {
 	st.Dev = unix.Mkdev(0, 8)
 	if got := touches.ranges(st); got != nil {
 		t.Errorf("a device that is not watched: %v", got)
+	}
+}
+
+// A layer that is gone has nothing to do with the kernel's version.
+func TestLayerIsGone(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "gone")
+	if _, err := openImage([]string{dir}); err == nil || err.Error() != dir+": no such file or directory" {
+		t.Errorf("opened: %v", err)
 	}
 }

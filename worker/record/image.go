@@ -1,6 +1,7 @@
 package record
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -19,7 +20,10 @@ func openImage(dirs []string) (*image, error) {
 		fd, err := unix.Openat2(unix.AT_FDCWD, dir, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC})
 		if err != nil {
 			im.close()
-			return nil, fmt.Errorf("openat2, which takes Linux 5.6: %w", err)
+			if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+				return nil, fmt.Errorf("openat2, which takes Linux 5.6: %w", err)
+			}
+			return nil, fmt.Errorf("%s: %w", dir, err)
 		}
 		im.layers = append(im.layers, fd)
 	}
