@@ -15,10 +15,12 @@ import (
 // and the solver drops both when nobody wants them any more: nobody releases the
 // results, which cannot be pruned until the daemon ends. Those of a canceled command
 // are not committed here, and the operation releases them itself.
+//
+// It also tells the executor the sessions.
 type lastRun struct {
 	canceled error
-	// The sessions of the builds that share the command, which the operation
-	// tells the cache and not the executor.
+	// sessions are those of the builds that share the command. BuildKit's operation
+	// passes them to the cache, but not to the executor.
 	sessions session.Group
 }
 

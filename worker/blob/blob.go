@@ -45,9 +45,9 @@ type Source struct {
 	// when it is not. Nil means always.
 	Alive func() bool
 
-	// Successors returns the sources of those that have an operation in common
-	// with the reader which reads the blob. It is called when the reader is
-	// gone. It may be nil.
+	// Successors returns sources with other readers, which share an operation
+	// that reads the blob with this one. It is called when the reader is gone.
+	// It may be nil.
 	Successors func(blob digest.Digest) []Source
 
 	// Answered is called when a host has given the reader some of the blob. It

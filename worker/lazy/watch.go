@@ -35,9 +35,9 @@ const stderr = 2
 // returns ends that, and adds to the vertex's error why such a layer could not be
 // read: a process in a container sees no more than EIO.
 //
-// The sessions are those of the builds that share the vertex. While it runs, the
-// layers are read with the credentials of those that have joined it when the others
-// have ended.
+// The sessions are those of the builds that share the vertex. When one of them has
+// ended, the layers are read with the credentials of those that are left, which may
+// have joined the vertex later.
 func (l *Layers) Watch(ctx context.Context, uses func(blob digest.Digest) bool, sessions session.Group) (end func(error) error) {
 	w := &watch{
 		layers: l, uses: uses, sessions: sessions, seen: map[string]bool{},
@@ -51,8 +51,8 @@ func (l *Layers) Watch(ctx context.Context, uses func(blob digest.Digest) bool, 
 	return w.end
 }
 
-// successors are the living sessions that share a vertex which uses the blob with
-// one that has ended.
+// successors returns the living sessions that share a vertex with one that has
+// ended, if the vertex uses the blob.
 func (l *Layers) successors(ended string, blob digest.Digest) []string {
 	l.mu.Lock()
 	watches := slices.Collect(maps.Keys(l.watches))

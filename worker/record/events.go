@@ -147,7 +147,7 @@ func (e *events) read(do func(event)) (some bool, lost int, err error) {
 	return true, lost, nil
 }
 
-// waiting tells whether there is an event. That read says EAGAIN does not tell: before
+// waiting tells whether there is an event. EAGAIN from read does not tell: before
 // Linux 6.13 it is also the error of an event whose file has a lease.
 func (e *events) waiting() (bool, error) {
 	for {

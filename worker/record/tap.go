@@ -60,7 +60,7 @@ type tail struct {
 }
 
 // maxTail bounds what is kept of a workload's output, in bytes: some hundred
-// lines, among which that with the error is.
+// lines, enough to include the error.
 const maxTail = 16 << 10
 
 func (t *tail) add(b []byte) {
