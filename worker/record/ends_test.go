@@ -145,6 +145,31 @@ func TestSecondRun(t *testing.T) {
 	}
 }
 
+// What the first run has lost is missing where its profile counts.
+func TestLossesOfFirstRun(t *testing.T) {
+	first, second := &profile.Profile{Files: []profile.File{{Path: "data/a"}}}, &profile.Profile{Files: []profile.File{{Path: "data/b"}}}
+	for _, test := range []struct {
+		name       string
+		s1, s2     Summary
+		incomplete bool
+		ranges     bool
+		want       []string
+	}{
+		{"and the second ends", Summary{Cut: true, Lost: 1}, Summary{End: EndExit, Ranges: true}, false, true, []string{"b"}},
+		{"and the second is cut", Summary{Cut: true, Lost: 1}, Summary{End: EndPeriod, Cut: true, Ranges: true}, true, false, []string{"a", "b"}},
+		{"with an overflow", Summary{Cut: true, Overflow: true, Ranges: true}, Summary{End: EndPeriod, Cut: true, Ranges: true}, true, true, []string{"a", "b"}},
+		{"none", Summary{Cut: true, Ranges: true}, Summary{End: EndPeriod, Cut: true, Ranges: true}, false, true, []string{"a", "b"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p, s := ofRuns(first, test.s1, second, test.s2)
+			wantPaths(t, p, test.want...)
+			if s.Incomplete() != test.incomplete || s.Ranges != test.ranges {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+}
+
 func TestGracefulEnd(t *testing.T) {
 	s := newSandbox(t)
 	marks := t.TempDir()

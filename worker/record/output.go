@@ -31,7 +31,8 @@ type Summary struct {
 	Files int   `json:"files"`
 	Bytes int64 `json:"bytes"`
 	// Overflow says that the kernel's queue was full, Lost how many events came
-	// to nothing otherwise: in both cases the profile lacks files.
+	// to nothing otherwise, in all runs that the profile is of: in both cases it
+	// lacks files.
 	Overflow bool `json:"overflow,omitempty"`
 	Lost     int  `json:"lost,omitempty"`
 	// Cut says that a workload still read new files at the end of its period,

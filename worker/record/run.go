@@ -32,7 +32,7 @@ func (r run) record(ctx context.Context, root executor.Mount, output executor.Mo
 	recorder, p, s, err := r.once(ctx, root, started)
 	if err == nil && s.Cut {
 		r.say(fmt.Sprintf("it still read new files after %v: it is run once more, now that its files are cached", r.opts.Period))
-		recorder, p, s, err = r.again(ctx, root, p)
+		recorder, p, s, err = r.again(ctx, root, p, s)
 	}
 	if err != nil {
 		return recorder, err
@@ -46,12 +46,20 @@ func (r run) record(ctx context.Context, root executor.Mount, output executor.Mo
 // registry: its files are at hand by now. If it gets to its end, the profile is
 // the one of a builder that had the files in the first place. Otherwise the
 // first run counts as well.
-func (r run) again(ctx context.Context, root executor.Mount, first *profile.Profile) (resourcestypes.Recorder, *profile.Profile, Summary, error) {
-	recorder, p, s, err := r.once(ctx, root, nil)
-	if s.Cut || s.Incomplete() {
-		p = profile.Merge(first, p)
-	}
+func (r run) again(ctx context.Context, root executor.Mount, p1 *profile.Profile, s1 Summary) (resourcestypes.Recorder, *profile.Profile, Summary, error) {
+	recorder, p2, s2, err := r.once(ctx, root, nil)
+	p, s := ofRuns(p1, s1, p2, s2)
 	return recorder, p, s, err
+}
+
+// ofRuns returns the recording of two runs.
+func ofRuns(p1 *profile.Profile, s1 Summary, p2 *profile.Profile, s2 Summary) (*profile.Profile, Summary) {
+	if !s2.Cut && !s2.Incomplete() {
+		return p2, s2
+	}
+	s2.Overflow, s2.Lost = s1.Overflow || s2.Overflow, s1.Lost+s2.Lost
+	s2.Ranges = s1.Ranges && s2.Ranges
+	return profile.Merge(p1, p2), s2
 }
 
 // once runs the process. Nothing of what a workload wrote is left.
