@@ -48,13 +48,19 @@ RUN --mount=type=bind,source=hack/daemon/rootfs,target=/rootfs-of \
     /rootfs-of /rootfs $TARGETARCH $PACKAGES && \
     mkdir -p /rootfs/etc/cdi /rootfs/etc/buildkit/cdi /rootfs/run/cdi
 
+# With the bit for root these two would need CAP_SYS_ADMIN, which a container does
+# not have. With a capability they act as the user, who owns the namespace.
 FROM packages AS rootfs-rootless
+RUN apt-get update && apt-get install -y --no-install-recommends libcap2-bin
 RUN --mount=type=bind,source=hack/daemon/rootfs,target=/rootfs-of \
     /rootfs-of /rootfs $TARGETARCH $PACKAGES fuse-overlayfs uidmap && \
     cd /rootfs && \
     echo user:x:1000:1000::/home/user:/bin/sh >>etc/passwd && \
     echo user:x:1000: >>etc/group && \
     echo user:100000:65536 | tee etc/subuid >etc/subgid && \
+    chmod u-s usr/bin/newuidmap usr/bin/newgidmap && \
+    setcap cap_setuid+ep usr/bin/newuidmap && \
+    setcap cap_setgid+ep usr/bin/newgidmap && \
     mkdir -p run/user/1000 home/user/.local/tmp home/user/.local/share/buildkit && \
     chown -R 1000:1000 run/user/1000 home/user
 
@@ -79,9 +85,12 @@ ENV HOME=/home/user USER=user XDG_RUNTIME_DIR=/run/user/1000 TMPDIR=/home/user/.
 VOLUME /home/user/.local/share/buildkit
 ENTRYPOINT ["rootlesskit", "buildkitd"]
 
-# What a builder reads until its first step, for estargz-profile=stage.
+# What a builder reads until its first step, for estargz-profile=stage. Programs
+# are read to their end: how much of one is read by running it differs by machine,
+# and so would the digest.
 FROM rootless AS profile-rootless
-RUN rootlesskit --version && buildkitd --version && buildctl --version && runc --version
+RUN rootlesskit --version && runc --version && cd /usr/bin && \
+    cat rootlesskit buildkitd buildctl ../sbin/runc >/dev/null
 
 FROM common AS image
 COPY --from=rootfs /rootfs/ /
@@ -95,6 +104,7 @@ VOLUME /var/lib/buildkit
 ENTRYPOINT ["buildkitd-entrypoint"]
 
 FROM image AS profile
-RUN buildkitd-entrypoint --version && buildctl --version && runc --version
+RUN buildkitd-entrypoint --version && runc --version && cd /usr/bin && \
+    cat buildkitd buildctl ../sbin/runc >/dev/null
 
 FROM image
