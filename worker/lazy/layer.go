@@ -78,8 +78,10 @@ func (l *layer) remember(ctx context.Context, err error) error {
 
 // announced is called when a build is about to use the layer. The first one
 // begins to fetch what nobody has asked for yet, for as long as the layer is
-// mounted; the others wake up who gave up.
+// mounted; the others wake up who gave up. What came corrupt for another build may
+// come right for this one.
 func (l *layer) announced(c Config) {
+	l.Retry()
 	if l.started {
 		select {
 		case l.renewed <- struct{}{}:

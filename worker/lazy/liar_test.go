@@ -270,3 +270,36 @@ func TestLookaheadNeedsCredentials(t *testing.T) {
 		require.NoError(t, l.Remove(d.String()+"@"+p.toc.String()))
 	}
 }
+
+// A chunk that came corrupt several times is refused for a while, and asked for
+// again at once for a build that comes then.
+func TestCorruptForAnotherBuild(t *testing.T) {
+	const files = 3
+	blob, toc := layerOf(t, files)
+	d := digest.FromBytes(blob)
+	corrupt := bytes.Clone(blob)
+	at, err := estargz.FindTOC(blob[len(blob)-estargz.FooterSize:], int64(len(blob)))
+	require.NoError(t, err)
+	clear(corrupt[:at])
+	blobs := map[digest.Digest][]byte{d: corrupt}
+	registry := serve(t, blobs)
+	l := asNamed(t, anybody)
+	labels := called(registry, d, toc, "some session")
+	id, err := l.ID(labels)
+	require.NoError(t, err)
+	require.NoError(t, l.Fetch(WithLabels(t.Context(), labels), id))
+	layer, err := l.acquire(id, labels)
+	require.NoError(t, err)
+	defer l.release(id)
+	require.NoError(t, l.Announce(t.Context(), labels))
+	n, ok := layer.Lookup(0, "file-0")
+	require.True(t, ok)
+	_, err = layer.ReadAt(t.Context(), n, make([]byte, 1), 0)
+	require.ErrorContains(t, err, "corrupt")
+
+	blobs[d] = blob
+	_, err = layer.ReadAt(t.Context(), n, make([]byte, 1), 0)
+	require.ErrorContains(t, err, "corrupt", "for the same build")
+	require.NoError(t, l.Announce(t.Context(), labels))
+	readAll(t, l, labels, files)
+}

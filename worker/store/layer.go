@@ -53,8 +53,11 @@ type Blobs struct{ Wanted, Prefetch, Background Blob }
 // newer credentials.
 func (l *Layer) Connect(b Blobs) {
 	l.blobs.Store(&b)
-	l.corruption.forget()
+	l.Retry()
 }
+
+// Retry lets chunks that came corrupt be fetched again at once.
+func (l *Layer) Retry() { l.corruption.forget() }
 
 // Key returns the name of the layer.
 func (l *Layer) Key() Key { return l.key }
