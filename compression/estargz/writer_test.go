@@ -12,8 +12,11 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
@@ -337,7 +340,7 @@ func TestWriteStopsOnErrors(t *testing.T) {
 	// All of the budget is free again, and nobody is left behind.
 	blob, info := write(t, original, estargz.Options{Pool: pool})
 	checkBlob(t, original, blob, info)
-	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
 		require.True(t, time.Now().Before(deadline), "goroutines are left behind")
 	}
 }
@@ -405,4 +408,34 @@ func TestStalledInputHoldsNoPool(t *testing.T) {
 	require.NoError(t, w.Close())
 	require.NoError(t, <-done)
 	require.Equal(t, input, unpack(t, stalled.Bytes()))
+}
+
+// TestWritersShareMemory has writers whose output is not taken: together they read
+// no more input than the pool has memory for.
+func TestWritersShareMemory(t *testing.T) {
+	const memory, writers = 64 << 20, 6
+	var header bytes.Buffer
+	require.NoError(t, tar.NewWriter(&header).WriteHeader(&tar.Header{Name: "a", Typeflag: tar.TypeReg, Size: 1 << 40}))
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		stuck := writerFunc(func([]byte) (int, error) { <-ctx.Done(); return 0, ctx.Err() })
+		pool := estargz.NewPool(2, memory)
+		var read atomic.Int64
+		var all sync.WaitGroup
+		for range writers {
+			input := io.TeeReader(io.MultiReader(bytes.NewReader(header.Bytes()), zeroReader{}), writerFunc(func(p []byte) (int, error) {
+				read.Add(int64(len(p)))
+				return len(p), nil
+			}))
+			all.Go(func() {
+				_, err := estargz.Write(ctx, stuck, input, estargz.Options{Pool: pool})
+				require.ErrorIs(t, err, context.Canceled)
+			})
+		}
+		synctest.Wait()
+		require.LessOrEqual(t, read.Load(), int64(memory/2), "half is for output")
+		require.Greater(t, read.Load(), int64(memory/4))
+		cancel()
+		all.Wait()
+	})
 }
