@@ -112,7 +112,16 @@ func TestBake(t *testing.T) {
 	require.NoError(t, err)
 	// The default target, the daemon's image, has bases that are not at hand
 	// here. TestDaemonImage builds it upon others.
-	require.Contains(t, d.buildx(t, "bake", "--file", "../docker-bake.hcl", "--print"), `"GOLANG": "golang:`)
+	for _, target := range []string{"image", "image-rootless", "binaries", "cross", "test", "demo"} {
+		cmd := d.command(t.Context(), "buildx", "bake", "--print", target)
+		cmd.Dir = ".."
+		cmd.Env = append(cmd.Env, "GOLANG=mirror.example/golang")
+		printed, err := output(t, cmd)
+		require.NoError(t, err)
+		if target != "demo" {
+			require.Contains(t, printed, `"GOLANG": "mirror.example/golang"`, target)
+		}
+	}
 	image := registry(t) + "/" + name + ":bake"
 	layers := requireEStargz(t, image)
 	require.Len(t, layers, 4)
