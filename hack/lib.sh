@@ -53,6 +53,8 @@ in_group() {
 # that was mounted below it.
 scratch() {
     work=$(mktemp -d "${TMPDIR:-/tmp}/buildkitd-esgz.XXXXXX")
+    # Daemons in a user namespace have their directories below it.
+    chmod 711 "$work"
     # Daemons mount things there while they work.
     mkdir "$work/tmp"
     export TMPDIR=$work/tmp
