@@ -77,6 +77,20 @@ func (p *private) lastRange() string {
 
 func (p *private) name() string { return strings.TrimPrefix(p.URL, "http://") }
 
+// mount shows the layer in a directory until the test ends.
+func (p *private) mount(t *testing.T, l *Layers) (id, dir string) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	id, err := l.ID(p.labels(""))
+	require.NoError(t, err)
+	dir = t.TempDir()
+	require.NoError(t, l.Mount(id, dir, p.labels("")))
+	t.Cleanup(func() { require.NoError(t, l.Unmount(dir)) })
+	return id, dir
+}
+
 // open opens layers that are fetched from the registry.
 func (p *private) open(t *testing.T, c Config) *Layers {
 	t.Helper()
@@ -172,11 +186,7 @@ func TestAccessOfSharedStep(t *testing.T) {
 	p.set("first", true, true)
 	p.set("right", true, true)
 	require.NoError(t, p.fetch(t, l, "first"))
-	id, err := l.ID(p.labels(""))
-	require.NoError(t, err)
-	dir := t.TempDir()
-	require.NoError(t, l.Mount(id, dir, p.labels("")))
-	t.Cleanup(func() { require.NoError(t, l.Unmount(dir)) })
+	_, dir := p.mount(t, l)
 	require.NoError(t, l.Announce(t.Context(), p.labels("first")))
 	all := func(digest.Digest) bool { return true }
 	end := l.Watch(t.Context(), all, session.NewGroup("first", "wrong", "right"))
@@ -188,7 +198,7 @@ func TestAccessOfSharedStep(t *testing.T) {
 	require.Zero(t, p.answered("right"))
 
 	p.set("first", true, false)
-	_, err = os.ReadFile(dir + "/file-0")
+	_, err := os.ReadFile(dir + "/file-0")
 	require.NoError(t, err)
 	require.NotZero(t, p.answered("right"))
 }
@@ -211,20 +221,13 @@ func TestAccessOfGoneRegistry(t *testing.T) {
 // A layer that is mounted again fetches nothing before a build comes that may,
 // and then goes on.
 func TestMountedAgain(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounts need root")
-	}
 	p := servePrivate(t, 10)
 	l := p.open(t, Config{NoPrefetch: true})
 	p.set("right", true, true)
 	require.NoError(t, p.fetch(t, l, "right"))
-	dir := t.TempDir()
-	id, err := l.ID(p.labels(""))
-	require.NoError(t, err)
-	require.NoError(t, l.Mount(id, dir, p.labels("")))
-	defer func() { require.NoError(t, l.Unmount(dir)) }()
+	id, dir := p.mount(t, l)
 
-	_, err = os.ReadFile(dir + "/file-0")
+	_, err := os.ReadFile(dir + "/file-0")
 	require.Error(t, err, "nobody is known who may read it")
 	require.False(t, l.mounted[id].started)
 	p.set("wrong", false, true)

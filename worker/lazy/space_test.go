@@ -80,9 +80,6 @@ func TestLimitedView(t *testing.T) {
 
 // On a full disk comes what somebody reads, and the rest when there is room.
 func TestFullDisk(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounts need root")
-	}
 	p := servePrivate(t, 10)
 	l := p.open(t, Config{})
 	free := make(chan int64, 1)
@@ -95,11 +92,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	p.set("right", true, true)
 	require.NoError(t, p.fetch(t, l, "right"))
-	dir := t.TempDir()
-	id, err := l.ID(p.labels(""))
-	require.NoError(t, err)
-	require.NoError(t, l.Mount(id, dir, p.labels("")))
-	defer func() { require.NoError(t, l.Unmount(dir)) }()
+	id, dir := p.mount(t, l)
 	require.NoError(t, l.Announce(t.Context(), p.labels("right")))
 	got, err := os.ReadFile(dir + "/file-5")
 	require.NoError(t, err)
@@ -116,9 +109,6 @@ func TestFullDisk(t *testing.T) {
 // A layer that asks for room while it is stopped does not keep the others from
 // being closed.
 func TestCloseWhileFetching(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounts need root")
-	}
 	p := servePrivate(t, 10)
 	l := p.open(t, Config{})
 	asks, stopped := make(chan struct{}, 1), make(chan struct{})
@@ -130,10 +120,7 @@ func TestCloseWhileFetching(t *testing.T) {
 	}
 	p.set("right", true, true)
 	require.NoError(t, p.fetch(t, l, "right"))
-	dir := t.TempDir()
-	id, err := l.ID(p.labels(""))
-	require.NoError(t, err)
-	require.NoError(t, l.Mount(id, dir, p.labels("")))
+	id, _ := p.mount(t, l)
 	require.NoError(t, l.Announce(t.Context(), p.labels("right")))
 	<-asks
 	mounted := l.mounted[id]
@@ -147,5 +134,4 @@ func TestCloseWhileFetching(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		require.FailNow(t, "Close hangs")
 	}
-	require.NoError(t, l.Unmount(dir))
 }
