@@ -67,13 +67,8 @@ func (c *overlap) meets(sessions []string) {
 // ended, and the error may be theirs. Each of them counts once.
 func (c *overlap) failed(alive func(session string) bool) bool {
 	c.all.mu.Lock()
-	others := slices.Collect(maps.Keys(c.others))
-	c.all.mu.Unlock()
-	ended := slices.DeleteFunc(others, alive)
-	c.all.mu.Lock()
 	defer c.all.mu.Unlock()
-	for _, id := range ended {
-		delete(c.others, id)
-	}
-	return len(ended) > 0
+	before := len(c.others)
+	maps.DeleteFunc(c.others, func(id string, _ struct{}) bool { return !alive(id) })
+	return len(c.others) < before
 }
