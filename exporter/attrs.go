@@ -129,6 +129,8 @@ func parseSize(value string, least, most int64) (int64, error) {
 
 func size(n int64) string { return units.BytesSize(float64(n)) }
 
+var errLevel = errors.New("give a number from 0 (none) to 9 (smallest)")
+
 func checkLevel(attrs map[string]string) error {
 	v, ok := attrs[attrLevel]
 	if !ok {
@@ -136,7 +138,7 @@ func checkLevel(attrs map[string]string) error {
 	}
 	level, err := strconv.Atoi(v)
 	if err != nil {
-		return fmt.Errorf("%s=%s: give a number from 0 (none) to 9 (smallest)", attrLevel, v)
+		return fmt.Errorf("%s=%s: %w", attrLevel, v, errLevel)
 	}
 	_, err = compression.Level(&level)
 	return err

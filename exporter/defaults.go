@@ -55,7 +55,7 @@ func setOwn(d *Defaults, attribute, value string) error { return own[attribute](
 func setLevel(d *Defaults, _, value string) error {
 	level, err := strconv.Atoi(value)
 	if err != nil || level < 0 || level > 9 {
-		return fmt.Errorf("give a number from 0 (none) to 9 (smallest)")
+		return errLevel
 	}
 	d.level = value
 	return nil
