@@ -83,6 +83,18 @@ func costOf(t testing.TB, blob []byte, ordered bool, order ...string) (c cost) {
 	return c
 }
 
+// honestCost returns an honest blob and what it takes.
+func honestCost(t *testing.T, ordered bool) (blob []byte, c cost) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
+	blob, _ = write(t, honestTar(t, 40_000), estargz.Options{})
+	c = costOf(t, blob, ordered)
+	require.NoError(t, c.err)
+	return blob, c
+}
+
 // ofSize scales what an honest blob took to another size.
 func (c cost) ofSize(n, size int) cost {
 	ratio := float64(n) / float64(size)
@@ -107,12 +119,7 @@ const payloadSize = 1 << 20
 // TestCostOfOpening has TOCs that take all that they may, behind a payload that
 // does not matter. An empty want says that the blob is opened.
 func TestCostOfOpening(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes some seconds")
-	}
-	plain, _ := write(t, honestTar(t, 40_000), estargz.Options{})
-	honest := costOf(t, plain, false)
-	require.NoError(t, honest.err)
+	plain, honest := honestCost(t, false)
 	same := func(entry string) func(int) string { return func(int) string { return entry } }
 	deep := strings.Repeat("/d", 2000)
 	for name, c := range map[string]struct {
@@ -165,12 +172,9 @@ func TestCostOfOpening(t *testing.T) {
 
 // TestMemoryOfOpening has as many files as a layer of 10 MiB may have.
 func TestMemoryOfOpening(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes some seconds")
-	}
 	const size = 10 << 20
-	plain, _ := write(t, honestTar(t, 40_000), estargz.Options{})
-	honest := costOf(t, plain, false).ofSize(size, len(plain))
+	plain, honest := honestCost(t, false)
+	honest = honest.ofSize(size, len(plain))
 	open := func(n int) cost {
 		files := list(n, func(i int) string { return fmt.Sprintf(`{"name":"%x","type":"fifo"}`, i) })
 		return costOf(t, withTOC(t, make([]byte, size), `{"version":1,"entries":[`+files+`]}`), false)
@@ -184,12 +188,7 @@ func TestMemoryOfOpening(t *testing.T) {
 
 // TestCostOfOrdering has payloads that hold something else than their TOCs say.
 func TestCostOfOrdering(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes some seconds")
-	}
-	plain, _ := write(t, honestTar(t, 40_000), estargz.Options{})
-	honest := costOf(t, plain, true)
-	require.NoError(t, honest.err)
+	plain, honest := honestCost(t, true)
 	a := file("a", "a")
 	head := tarOf(t, a)[:blockSize]
 	one := fmt.Sprintf(`{"name":"a","type":"reg","size":1,"offset":%%d,"chunkDigest":%q}`, digest.FromString("a"))
