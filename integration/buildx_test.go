@@ -103,21 +103,21 @@ func TestBake(t *testing.T) {
 	name := "demo"
 	base := debian(t)
 	d := startDaemon(t, ours)
-	cmd := d.command(t.Context(), "buildx", "bake", "demo", "--progress=plain")
-	cmd.Dir = ".."
-	// The bake file takes the base from the registry by this name.
-	require.Equal(t, registry(t)+"/debian:bookworm", base)
-	cmd.Env = append(cmd.Env, "REGISTRY="+registry(t), "TAG=bake")
-	_, err := output(t, cmd)
-	require.NoError(t, err)
-	// The default target, the daemon's image, has bases that are not at hand
-	// here. TestDaemonImage builds it upon others.
-	for _, target := range []string{"image", "image-rootless", "binaries", "cross", "test", "demo"} {
-		cmd := d.command(t.Context(), "buildx", "bake", "--print", target)
+	bake := func(env []string, args ...string) string {
+		cmd := d.command(t.Context(), "buildx", append([]string{"bake"}, args...)...)
 		cmd.Dir = ".."
-		cmd.Env = append(cmd.Env, "GOLANG=mirror.example/golang")
+		cmd.Env = append(cmd.Env, env...)
 		printed, err := output(t, cmd)
 		require.NoError(t, err)
+		return printed
+	}
+	// The bake file takes the base from the registry by this name.
+	require.Equal(t, registry(t)+"/debian:bookworm", base)
+	bake([]string{"REGISTRY=" + registry(t), "TAG=bake"}, "--progress=plain", "demo")
+	// The daemon's image has bases that are not at hand here. TestDaemonImage builds
+	// it upon others.
+	for _, target := range []string{"image", "image-rootless", "binaries", "cross", "test", "demo"} {
+		printed := bake([]string{"GOLANG=mirror.example/golang"}, "--print", target)
 		if target != "demo" {
 			require.Contains(t, printed, `"GOLANG": "mirror.example/golang"`, target)
 		}
