@@ -145,11 +145,17 @@ exit 1
 	}
 	// A reader has a daemon; commands that start one start it again.
 	r.daemon = startDaemon(t, ours)
+	port, err := freePort()
+	require.NoError(t, err)
 	r.names = strings.NewReplacer(
 		"registry.example/base", busybox(t),
 		"registry.example/", repository(t)+"/",
 		"registry.example", registry(t),
-		"unix:///run/buildkit/buildkitd.sock", r.daemon.address())
+		"unix:///run/buildkit/buildkitd.sock", r.daemon.address(),
+		"/etc/buildkit/tls", filepath.Join(r.dir, ".docker", "tls"),
+		"DNS:builder.example", "IP:127.0.0.1",
+		"builder.example:1234", fmt.Sprintf("127.0.0.1:%d", port),
+		"0.0.0.0:1234", fmt.Sprintf("127.0.0.1:%d", port))
 	return r
 }
 
