@@ -63,11 +63,12 @@ func run(ctx context.Context, cfg configuration, saveCacheDebug bool) (err error
 	}
 	defer func() { err = errors.Join(err, controller.Close()) }()
 
-	server := newAPIServer(telemetry, ours.profiles.UnaryServerInterceptor)
+	builds := newDrain()
+	server := newAPIServer(telemetry, builds, ours.profiles.UnaryServerInterceptor)
 	healthv1.RegisterHealthServer(server, health.NewServer())
 	controller.Register(server)
 	reflection.Register(server)
-	return serve(ctx, server, listeners)
+	return serve(ctx, server, builds, listeners)
 }
 
 // openCacheDebug makes BuildKit save the plain text behind its cache keys,

@@ -20,11 +20,12 @@ import (
 )
 
 // newAPIServer returns a server whose calls, besides the usual, pass through
-// onCall.
-func newAPIServer(t *telemetry, onCall grpc.UnaryServerInterceptor) *grpc.Server {
+// onCall, and whose builds builds knows.
+func newAPIServer(t *telemetry, builds *drain, onCall grpc.UnaryServerInterceptor) *grpc.Server {
 	return grpc.NewServer(
 		grpc.StatsHandler(t.serverStats()),
-		grpc.ChainUnaryInterceptor(logErrors, grpcerrors.UnaryServerInterceptor, releaseHeld, onCall),
+		grpc.StatsHandler(builds),
+		grpc.ChainUnaryInterceptor(logErrors, grpcerrors.UnaryServerInterceptor, builds.onCall, releaseHeld, onCall),
 		grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
@@ -32,14 +33,15 @@ func newAPIServer(t *telemetry, onCall grpc.UnaryServerInterceptor) *grpc.Server
 }
 
 // lastWords is how long clients may take to end what they do when a listener has
-// failed. Sessions stay open as long as their builds, and some for ever.
+// failed, or when all builds have ended. Sessions stay open as long as their builds,
+// and some for ever.
 const lastWords = 5 * time.Second
 
 // serve answers on all listeners until ctx ends, which is not an error, or one
-// of them fails. At the end of ctx, running builds are waited for; another signal
-// cuts them off. The failure of a listener cuts them off after lastWords: whoever
-// restarts the daemon waits for it to end.
-func serve(ctx context.Context, server *grpc.Server, listeners []net.Listener) error {
+// of them fails. At the end of ctx, running builds are waited for, and their clients
+// answered; another signal cuts them off. The failure of a listener cuts them off
+// after lastWords: whoever restarts the daemon waits for it to end.
+func serve(ctx context.Context, server *grpc.Server, builds *drain, listeners []net.Listener) error {
 	serving, failed := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		serving.Go(func() error {
@@ -55,12 +57,14 @@ func serve(ctx context.Context, server *grpc.Server, listeners []net.Listener) e
 	<-failed.Done()
 	bklog.L.Info("stopping server")
 	notifySystemd(sddaemon.SdNotifyStopping)
-	stopNow := context.AfterFunc(appcontext.Shutdown(), server.Stop)
-	defer stopNow()
-	if ctx.Err() == nil {
+	if ctx.Err() != nil {
+		builds.wait(appcontext.Shutdown())
+	} else {
 		stopSoon := time.AfterFunc(lastWords, server.Stop)
 		defer stopSoon.Stop()
 	}
+	stopNow := context.AfterFunc(appcontext.Shutdown(), server.Stop)
+	defer stopNow()
 	server.GracefulStop()
 	return serving.Wait()
 }

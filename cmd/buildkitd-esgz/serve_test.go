@@ -30,13 +30,13 @@ func (l failing) Addr() net.Addr            { return &net.UnixAddr{Name: "failin
 // Streams stay open as long as their clients like, so that a daemon that has lost
 // a listener waits for none of them for long.
 func TestServeListenerFails(t *testing.T) {
-	appcontext.Shutdown() // starts a goroutine that never ends
+	appcontext.Shutdown().Done() // starts a goroutine that never ends, and makes a channel
 	synctest.Test(t, func(t *testing.T) {
 		server := grpc.NewServer()
 		healthv1.RegisterHealthServer(server, health.NewServer())
 		sound, broken := bufconn.Listen(1<<10), failing{make(chan error, 1)}
 		served := make(chan error, 1)
-		go func() { served <- serve(t.Context(), server, []net.Listener{sound, broken}) }()
+		go func() { served <- serve(t.Context(), server, newDrain(), []net.Listener{sound, broken}) }()
 
 		conn, err := grpc.NewClient("passthrough:sound",
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
