@@ -43,6 +43,7 @@ var benchmarks = []benchmark{
 	{"profile", "Profiled images under stock containerd and stargz-snapshotter", profile},
 	{"record", "Steps while their reads are recorded", recordSteps},
 	{"lazy", "Building upon images that are not here", lazy},
+	{"idle", "Daemons that have nothing to do", idle},
 }
 
 type benchmark struct {
