@@ -177,10 +177,31 @@ func TestDaemonImageRootless(t *testing.T) {
 	require.Contains(t, strings.Join(prioritized(t, built), " "), "usr/bin/rootlesskit")
 
 	p := newPodman(t)
-	rights := []string{"--network", "none", "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"}
+	rights := []string{"--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"}
+	alone := append(rights, "--network", "none")
 	require.Equal(t, "uid=1000(user) gid=1000(user) groups=1000(user)\n",
-		p.runOnce(t, append(rights, "--entrypoint", "id", image)...))
-	testDaemonless(t, p, append(rights, "--env", "BUILDKITD_FLAGS=--oci-worker-no-process-sandbox", image)...)
+		p.runOnce(t, append(alone, "--entrypoint", "id", image)...))
+	testDaemonless(t, p, append(alone, "--env", "BUILDKITD_FLAGS=--oci-worker-no-process-sandbox", image)...)
+
+	t.Run("lazy", func(t *testing.T) {
+		name := pushLazy(t)
+		want := sums(t, shared.address+"/"+name)
+		g := newGate(t)
+		sockets := tempDir(t)
+		require.NoError(t, os.Chown(sockets, 1000, 1000))
+		args := append(rights, "--name", "rootless", "--detach", "--network", "host", "--device", "/dev/fuse",
+			"--volume", sockets+":/run/user/1000/buildkit", image,
+			"--oci-worker-snapshotter=stargz", "--oci-worker-no-process-sandbox", "--oci-worker-net=host")
+		p.run(t, p.args("run", args...)...)
+		t.Cleanup(func() { p.run(t, "rm", "--force", "--volumes", "--time", "20", "rootless") })
+		eventually(t, func() bool { return p.command("exec", "rootless", "buildctl", "debug", "workers").Run() == nil },
+			func() string { return p.run(t, "logs", "rootless") })
+		inside := &daemon{dir: tempDir(t)}
+		require.NoError(t, os.Symlink(filepath.Join(sockets, "buildkitd.sock"), filepath.Join(inside.dir, "buildkitd.sock")))
+		inside.buildx(t, "create", "--name", "test", "--driver", "remote", inside.address())
+		require.Equal(t, want, sum(t, inside.build(t, upon(t, g.address+"/"+name, sumAll))))
+		g.requireLazy(t, name)
+	})
 }
 
 // TestDaemonEntrypoint runs the entrypoint as in a container that has the host's
