@@ -3,6 +3,8 @@ package integration
 import (
 	"fmt"
 	"io"
+	"io/fs"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -161,24 +163,73 @@ func TestNoFUSE(t *testing.T) {
 	require.Contains(t, p.logs.String(), "fuse")
 }
 
-// A layer that was mounted cannot be mounted again without FUSE. The error says
-// so, and once the layer is pruned it is pulled.
+// Layers that were mounted cannot be mounted again without FUSE. The next build
+// unpacks them, says why once, finds the steps upon them in its cache, and has the
+// files of any other daemon. They stay unpacked where there is FUSE again.
 func TestRestartWithoutFUSE(t *testing.T) {
 	needs(t)
-	name := pushLazy(t)
-	base := registry(t) + "/" + name
-	want := sums(t, base)
-	d := startDaemon(t, ours, "--oci-worker-snapshotter=stargz")
-	d.build(t, upon(t, base, "true"))
+	name := repositoryName(t) + ":latest"
+	startDaemon(t, ours).build(t, hardImage(t), "--output", estargz(registry(t)+"/"+name))
+	manifest := func(from string) string {
+		return writeFiles(t, map[string]string{"Dockerfile": "FROM " + from + "/" + name + "\nRUN echo made >/made" +
+			"\nRUN cat /made && hardfiles manifest /hard /bin # " + fmt.Sprint(rand.Uint32()) + "\n"})
+	}
+	const old = "time-before-1970" // 1970 for containerd's unpacking
+	truth := startDaemon(t, ours).build(t, manifest(registry(t))).logs.String()
+	requireHard(t, truth)
+	const line = "cannot be mounted, it and others like it are unpacked: "
+	requireUnpacked := func(d *daemon, p *progress, lines int) {
+		t.Helper()
+		requireSame(t, without(truth, old), without(without(p.logs.String(), line), old))
+		require.Equal(t, lines, strings.Count(p.logs.String(), line), p.text())
+		for _, v := range p.steps() {
+			require.True(t, v.Cached || !strings.Contains(v.Name, "RUN echo"), p.text())
+		}
+		require.Empty(t, d.mounts(t))
+		requireNoLayers(t, d)
+	}
+
+	g := newGate(t) // which asks for a password
+	d := startLazy(t, onDemand)
+	d.build(t, writeFiles(t, map[string]string{"Dockerfile": "FROM " + g.address + "/" + name + "\nRUN echo made >/made\n"}))
 	d.kill()
 	d.binary = withoutFUSE(t)
 	d.start(t)
-	_, err := d.tryBuild(t, upon(t, base, sumAll))
-	require.ErrorContains(t, err, "not mounted")
-	d.buildctl(t, "prune")
-	p := d.build(t, upon(t, base, sumAll))
-	require.Equal(t, want, sum(t, p))
-	require.Equal(t, 1, strings.Count(p.logs.String(), "is not lazy"))
+	_, err := d.as(t, g.address, "builder", "wrong").tryBuild(t, manifest(g.address))
+	require.Error(t, err)
+	requireUnpacked(d, d.build(t, manifest(g.address)), 1)
+	g.requireLazy(t, name)
+	g.do(g.status(http.StatusForbidden)) // all is here
+	requireUnpacked(d, d.build(t, manifest(g.address)), 0)
+	for _, binary := range []string{d.binary, ours} {
+		d.kill()
+		d.binary = binary
+		d.start(t)
+		requireUnpacked(d, d.build(t, manifest(g.address)), 0)
+	}
+	used := func() (bytes int64) {
+		var s unix.Stat_t
+		require.NoError(t, filepath.WalkDir(filepath.Join(d.dir, "root", "runc-stargz", "snapshots", "snapshotter", "snapshots"), func(path string, _ fs.DirEntry, err error) error {
+			require.NoError(t, err)
+			require.NoError(t, unix.Lstat(path, &s))
+			if s.Nlink == 1 || s.Mode&unix.S_IFMT == unix.S_IFDIR {
+				bytes += s.Blocks * 512
+			}
+			return nil
+		}))
+		return bytes
+	}
+	require.InEpsilon(t, used(), diskBytes(t, d.buildctl(t, "du")), 0.1, "each layer counts once")
+	d.buildctl(t, "prune", "--all")
+	requirePruned(t, d)
+}
+
+// requireNoLayers requires that no layer is kept to be mounted.
+func requireNoLayers(t *testing.T, d *daemon) {
+	t.Helper()
+	layers, err := os.ReadDir(filepath.Join(d.dir, "root", "runc-stargz", "snapshots", "layers", "layers"))
+	require.NoError(t, err)
+	require.Empty(t, layers)
 }
 
 // withoutFUSE is the daemon under test, with another device in the place of FUSE.

@@ -21,12 +21,20 @@ import (
 // long as it lives. They are told and not kept: what is on disk names nobody.
 // This is done above containerd's metadata, which would keep them too, and would
 // call what is below it within a transaction.
+//
+// It also sees to it, when a build is about to use a snapshot, that its layer is
+// mounted, or unpacked where it cannot be.
 type announcing struct {
 	snapshot.Snapshotter
 	layers *lazy.Layers
+	show   func(ctx context.Context, snapshot string) error // of the lazy snapshotter
 }
 
-const remoteLabel = "containerd.io/snapshot/remote"
+const (
+	remoteLabel = "containerd.io/snapshot/remote"
+	// targetLabel names a lazy snapshot below containerd's metadata.
+	targetLabel = "containerd.io/snapshot.ref"
+)
 
 // Prepare lets the layer be fetched with the sessions in the labels.
 func (a *announcing) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) error {
@@ -73,6 +81,11 @@ func (a *announcing) Update(ctx context.Context, info snapshots.Info, fieldpaths
 		maps.Copy(labels, info.Labels)
 		if err := a.layers.Announce(ctx, labels); err != nil {
 			return there, err
+		}
+		if target := there.Labels[targetLabel]; target != "" {
+			if err := a.show(lazy.WithLabels(ctx, labels), target); err != nil {
+				return there, err
+			}
 		}
 	}
 	fields := slices.DeleteFunc(slices.Clone(fieldpaths), func(path string) bool {

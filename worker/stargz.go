@@ -28,7 +28,9 @@ type stargz struct {
 	config lazy.Config
 	limits lazy.Limits
 	host   Host
-	layers *lazy.Layers // once it is open
+	// once it is open
+	layers *lazy.Layers
+	show   func(ctx context.Context, snapshot string) error
 }
 
 func newStargz(cfg config.OCIConfig, host Host) (*stargz, error) {
@@ -68,7 +70,7 @@ func (s *stargz) open(dir string) (snapshots.Snapshotter, error) {
 	if err != nil {
 		return nil, errors.Join(err, layers.Close())
 	}
-	s.layers = layers
+	s.layers, s.show = layers, snapshotter.Show
 	if err := prometheus.Register(layers); err != nil {
 		bklog.L.WithError(err).Warn("no metrics of lazy layers")
 	}

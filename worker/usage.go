@@ -14,6 +14,8 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/snapshot"
 )
 
 // BuildKit counts a blob once for each record that has it. It does not count what
@@ -191,9 +193,12 @@ func (w *walks) keep(records []*client.UsageInfo) {
 	maps.DeleteFunc(w.sizes, func(at walk, _ int64) bool { return !there[at] })
 }
 
-// nameOf returns the same name for all snapshots that show one lazy layer.
+// nameOf returns the same name for all snapshots that show one lazy layer. Each that
+// is unpacked has files of its own.
 func (d *decorated) nameOf(info snapshots.Info) string {
-	if _, ok := info.Labels[remoteLabel]; ok && d.opt.layers != nil {
+	_, remote := info.Labels[remoteLabel]
+	_, unpacked := info.Labels[snapshot.UnpackedLabel]
+	if remote && !unpacked && d.opt.layers != nil {
 		if id, err := d.opt.layers.ID(info.Labels); err == nil {
 			return "layer " + id
 		}

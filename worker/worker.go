@@ -68,7 +68,8 @@ type Options struct {
 	// Marks are those of the commands whose reads are recorded. Nil records none.
 	Marks *record.Marks
 
-	layers   *lazy.Layers // nil without the lazy snapshotter
+	layers   *lazy.Layers                                     // nil without the lazy snapshotter
+	show     func(ctx context.Context, snapshot string) error // of the lazy snapshotter
 	recorder *record.Recorder
 	host     Host
 }
@@ -98,7 +99,7 @@ func newWorker(ctx context.Context, wopt base.WorkerOpt, opt Options) (bkworker.
 		if err := forgetSessions(ctx, wopt.Snapshotter); err != nil {
 			return nil, err
 		}
-		wopt.Snapshotter = &announcing{Snapshotter: wopt.Snapshotter, layers: opt.layers}
+		wopt.Snapshotter = &announcing{Snapshotter: wopt.Snapshotter, layers: opt.layers, show: opt.show}
 		defer keepLazy(&wopt, opt.layers)()
 	}
 	w, err := base.NewWorker(ctx, wopt)

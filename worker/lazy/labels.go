@@ -164,14 +164,16 @@ type Origin struct {
 	Annotations map[string]string // of its descriptor
 }
 
-// Origin returns that of the mounted layer with this blob.
+// Origin returns that of the layer of a snapshot with this blob.
 func (l *Layers) Origin(blob digest.Digest) (o Origin, ok bool) {
-	l.each(func(mounted *layer) {
-		if mounted.Key().Blob == blob {
-			o, ok = mounted.origin, true
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, m := range l.mounts {
+		if m.key.Blob == blob {
+			return m.origin, true
 		}
-	})
-	return o, ok
+	}
+	return o, false
 }
 
 func originOf(labels map[string]string) Origin {

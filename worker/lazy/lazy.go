@@ -41,15 +41,26 @@ type Layers struct {
 	mu      sync.Mutex
 	blobs   map[string]*blob.Blob // of mounted and announced layers, by ID
 	mounted map[string]*layer     // by ID
-	mounts  map[string]mount      // by directory
+	mounts  map[string]*mount     // by directory
+	told    map[string]struct{}   // sessions, see tellUnpacked
 
 	watches map[*watch]struct{}
 }
 
-// A mount is a layer that is served in a directory.
+// A mount is a layer that is served in a directory, or the files of one that was
+// unpacked there, or nothing but a place for either.
 type mount struct {
-	id     string
-	server *lazyfs.Server
+	id       string
+	key      store.Key
+	origin   Origin
+	server   *lazyfs.Server
+	unpacked *unpacked
+	empty    bool // the layer has no files
+}
+
+// shows says whether what is in the directory is the layer.
+func (m *mount) shows() bool {
+	return m != nil && (m.unpacked != nil || m.empty || m.server != nil && m.server.Mounted())
 }
 
 // Options says how layers are fetched. Hosts and Alive are required.
@@ -88,7 +99,8 @@ func New(root string, opts Options) (*Layers, error) {
 	l := &Layers{
 		opts: opts, line: line, store: st, ahead: newLookahead(), gate: g, space: s, metrics: m,
 		access: access{alive: opts.Alive, grants: map[grant]struct{}{}, homes: map[string][]place{}},
-		blobs:  map[string]*blob.Blob{}, mounted: map[string]*layer{}, mounts: map[string]mount{},
+		blobs:  map[string]*blob.Blob{}, mounted: map[string]*layer{}, mounts: map[string]*mount{},
+		told:    map[string]struct{}{},
 		watches: map[*watch]struct{}{},
 	}
 	s.used = l.used
@@ -229,8 +241,11 @@ func (l *Layers) Announce(ctx context.Context, labels map[string]string) error {
 	}
 	id, places := idOf(key), l.places(labels)
 	l.mu.Lock()
-	mounted := l.mounted[id]
+	mounted, unpacked := l.mounted[id], l.isUnpacked(id)
 	l.mu.Unlock()
+	if mounted == nil && unpacked {
+		return nil // as with a layer that was pulled
+	}
 	if mounted == nil || !mounted.Complete() {
 		prove := func(ctx context.Context) error { return l.prove(ctx, key, withoutSuccessors(places)) }
 		if err := l.patiently(ctx, "answer", prove); err != nil {
@@ -263,24 +278,45 @@ func (l *Layers) knownBlob(id string, d digest.Digest) *blob.Blob {
 	return b
 }
 
-// Mount shows a layer in a directory.
+// Mount shows a layer in a directory, unless its files are there. Where it came from
+// is known until Unmount, even if it cannot be mounted here.
 func (l *Layers) Mount(id, dir string, labels map[string]string) error {
+	key, err := parseID(id)
+	if err != nil {
+		return err
+	}
 	if err := lazyfs.Clear(dir); err != nil {
+		return err
+	}
+	m := &mount{id: id, key: key, origin: originOf(labels)}
+	if m.unpacked, err = unpackedIn(dir); err != nil || m.unpacked != nil {
+		l.enter(dir, m)
 		return err
 	}
 	layer, err := l.acquire(id, labels)
 	if err != nil {
 		return err
 	}
-	server, err := lazyfs.Mount(dir, layer, lazyfs.Options{UserXattr: l.opts.UserXattr, NoPassthrough: l.opts.noPassthrough()})
+	m.server, err = lazyfs.Mount(dir, layer, l.fsOptions())
 	if err != nil {
-		l.release(id)
-		return err
+		defer l.release(id)
+		if layer.Nodes() == 1 { // the root
+			m.empty = true
+			err = lazyfs.Unpack(context.Background(), dir, layer, l.fsOptions(), l.space.has)
+		}
 	}
+	l.enter(dir, m)
+	return err
+}
+
+func (l *Layers) fsOptions() lazyfs.Options {
+	return lazyfs.Options{UserXattr: l.opts.UserXattr, NoPassthrough: l.opts.noPassthrough()}
+}
+
+func (l *Layers) enter(dir string, m *mount) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.mounts[dir] = mount{id: id, server: server}
-	return nil
+	l.mounts[dir] = m
 }
 
 // acquire returns the layer with this ID for one more mount.
@@ -320,9 +356,9 @@ func (l *Layers) release(id string) {
 // Mounted says whether a layer is still shown in a directory.
 func (l *Layers) Mounted(dir string) bool {
 	l.mu.Lock()
-	m, ok := l.mounts[dir]
+	m := l.mounts[dir]
 	l.mu.Unlock()
-	return ok && m.server.Mounted()
+	return m.shows()
 }
 
 // At returns the blob of the layer that is shown in a directory.
@@ -333,8 +369,7 @@ func (l *Layers) At(dir string) (blob digest.Digest, ok bool) {
 	if !ok {
 		return "", false
 	}
-	key, err := parseID(m.id)
-	return key.Blob, err == nil
+	return m.key.Blob, true
 }
 
 // layer returns the layer with this ID. It begins to fill up with the first
@@ -361,10 +396,12 @@ func (l *Layers) Unmount(dir string) error {
 	m, ok := l.mounts[dir]
 	l.mu.Unlock()
 	if !ok {
-		return fmt.Errorf("no layer is mounted in %s", dir)
+		return nil
 	}
-	if err := m.server.Unmount(); err != nil {
-		return err
+	if m.server != nil {
+		if err := m.server.Unmount(); err != nil {
+			return err
+		}
 	}
 	l.mu.Lock()
 	again := l.mounts[dir] != m // somebody else unmounted it, too
@@ -372,14 +409,20 @@ func (l *Layers) Unmount(dir string) error {
 		delete(l.mounts, dir)
 	}
 	l.mu.Unlock()
-	if !again {
+	if !again && m.server != nil {
 		l.release(m.id)
 	}
 	return nil
 }
 
-// Usage is what is here of a layer.
-func (l *Layers) Usage(id string) (snapshots.Usage, error) {
+// Usage is what is here of a layer, unpacked in a directory or not.
+func (l *Layers) Usage(id, dir string) (snapshots.Usage, error) {
+	l.mu.Lock()
+	m := l.mounts[dir]
+	l.mu.Unlock()
+	if m != nil && m.unpacked != nil {
+		return m.unpacked.usage()
+	}
 	key, err := parseID(id)
 	if err != nil {
 		return snapshots.Usage{}, err

@@ -133,7 +133,7 @@ func (l *Layers) aborted(uses func(blob digest.Digest) bool) (causes []error) {
 	ended := map[string]*layer{} // by directory
 	l.mu.Lock()
 	for dir, m := range l.mounts {
-		if mounted := l.mounted[m.id]; mounted != nil && m.server.Ended() {
+		if mounted := l.mounted[m.id]; mounted != nil && m.server != nil && m.server.Ended() {
 			ended[dir] = mounted
 		}
 	}

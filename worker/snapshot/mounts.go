@@ -21,6 +21,8 @@ type shown struct {
 	layer, dir string
 	labels     map[string]string // of the snapshot
 
+	unpacking chan struct{} // holds one while the layer is unpacked
+
 	// mu is held while the layer is mounted or unmounted, however long that
 	// takes, and guards what is below.
 	mu     sync.Mutex
@@ -74,6 +76,9 @@ func (s *Snapshotter) restore(ctx context.Context) error {
 		if err := s.mount(ctx, layer); err != nil {
 			bklog.G(ctx).WithError(err).Warnf("lazy snapshot %s of an earlier run is not mounted, its next user will try again", name)
 		}
+		if err := layer.removeParts(); err != nil {
+			return err
+		}
 	}
 	return s.Cleanup(ctx)
 }
@@ -105,7 +110,7 @@ func (s *Snapshotter) layerOf(ctx context.Context, name string) (*shown, error) 
 	if err != nil {
 		return nil, err
 	}
-	layer := &shown{dir: directory(info), labels: info.Labels, broken: errNotYet}
+	layer := &shown{dir: directory(info), labels: info.Labels, unpacking: make(chan struct{}, 1), broken: errNotYet}
 	layer.layer, _ = s.lazy.ID(info.Labels) // there is nothing to keep without
 	s.shown[name] = layer
 	return layer, nil
@@ -128,11 +133,20 @@ func (s *Snapshotter) mount(ctx context.Context, layer *shown) error {
 		}
 		layer.broken = s.lazy.Mount(id, layer.dir, layer.labels)
 		if layer.broken != nil {
-			return fmt.Errorf("mount layer %s: %w", id, layer.broken)
+			return &mountError{id, layer.broken}
 		}
 		return nil
 	})
 }
+
+// A mountError is the error of a layer that was fetched and could not be mounted.
+type mountError struct {
+	id    string
+	cause error
+}
+
+func (e *mountError) Error() string { return fmt.Sprintf("mount layer %s: %v", e.id, e.cause) }
+func (e *mountError) Unwrap() error { return e.cause }
 
 // intact sees to it that all lazy snapshots below and including one are
 // mounted. Those that could not be when the daemon started get another chance,
@@ -238,12 +252,10 @@ func (s *Snapshotter) unmount(layer *shown) error {
 	layer.mu.Lock()
 	defer layer.mu.Unlock()
 	layer.gone = true
-	if layer.broken == nil {
-		if err := s.lazy.Unmount(layer.dir); err != nil {
-			return err
-		}
-		layer.broken = errGone
+	if err := s.lazy.Unmount(layer.dir); err != nil {
+		return err
 	}
+	layer.broken = errGone
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.removed = slices.DeleteFunc(s.removed, func(other *shown) bool { return other == layer })
@@ -321,7 +333,7 @@ func (s *Snapshotter) take(id string) (done func()) {
 
 // shows is called with the lock held.
 func (s *Snapshotter) shows(id string) bool {
-	is := func(layer *shown) bool { return layer.layer == id }
+	is := func(layer *shown) bool { return layer.layer == id && !s.lazy.Unpacked(layer.dir) }
 	return slices.ContainsFunc(slices.Collect(maps.Values(s.shown)), is) || slices.ContainsFunc(s.removed, is)
 }
 

@@ -41,13 +41,22 @@ type Lazy interface {
 	// Refused tells those who watch the context's build why a layer is not lazy.
 	Refused(ctx context.Context, labels map[string]string, why error)
 	// Mount shows a layer that was fetched, by this process or an earlier one,
-	// in a directory. Whatever a dead process left there goes away first.
+	// in a directory. Whatever a dead process left there goes away first. One whose
+	// files were unpacked there needs no mount.
 	Mount(id, dir string, labels map[string]string) error
 	// Mounted says whether a layer is still shown in a directory.
 	Mounted(dir string) bool
+	// Unmount is called for each directory that Mount was called for, whether or not
+	// that could mount the layer.
 	Unmount(dir string) error
-	// Usage is what a layer takes of the disk now.
-	Usage(id string) (snapshots.Usage, error)
+	// Unpack writes the files of a layer into an empty directory, for the reason that
+	// it cannot be mounted.
+	Unpack(ctx context.Context, id, dir string, labels map[string]string, why error) error
+	// Unpacked says whether the files of a layer stand in a directory, so that it needs
+	// nothing else of what was fetched.
+	Unpacked(dir string) bool
+	// Usage is what a layer in a directory takes of the disk now.
+	Usage(id, dir string) (snapshots.Usage, error)
 	// Layers are those that were fetched and not removed.
 	Layers() ([]string, error)
 	Remove(id string) error
@@ -58,6 +67,9 @@ const (
 	targetLabel = "containerd.io/snapshot.ref"
 	// remoteLabel marks lazy snapshots; BuildKit looks for it.
 	remoteLabel = "containerd.io/snapshot/remote"
+	// UnpackedLabel is shown of a lazy snapshot whose layer was unpacked, since it
+	// could not be mounted. BuildKit goes on taking it for lazy: its blob is not here.
+	UnpackedLabel = "buildkitd-esgz/unpacked"
 	// upperdirLabel is how the overlay snapshotter tells a snapshot's directory.
 	upperdirLabel = "containerd.io/snapshot/overlay.upperdir"
 )
@@ -160,6 +172,9 @@ func (s *Snapshotter) prepareLazy(ctx context.Context, target, parent string, la
 		return err
 	}
 	defer release()
+	if info, err := s.Snapshotter.Stat(ctx, target); err == nil && s.isUnpacked(info) {
+		return s.sameParent(ctx, target, parent)
+	}
 	if err := s.lazy.Fetch(ctx, id); err != nil {
 		return err
 	}
@@ -219,18 +234,29 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	return s.Snapshotter.Mounts(ctx, key)
 }
 
-// Stat hides how the overlay snapshotter is asked for directories.
+// Stat hides how the overlay snapshotter is asked for directories, and tells which
+// lazy snapshots are unpacked.
 func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
 	info, err := s.Snapshotter.Stat(ctx, key)
+	return s.told(info), err
+}
+
+func (s *Snapshotter) told(info snapshots.Info) snapshots.Info {
+	if s.isUnpacked(info) {
+		info.Labels[UnpackedLabel] = "true"
+	}
 	delete(info.Labels, upperdirLabel)
-	return info, err
+	return info
+}
+
+func (s *Snapshotter) isUnpacked(info snapshots.Info) bool {
+	return isLazy(info) && s.lazy.Unpacked(directory(info))
 }
 
 // Update shows the snapshot as Stat does.
 func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	updated, err := s.Snapshotter.Update(ctx, info, fieldpaths...)
-	delete(updated.Labels, upperdirLabel)
-	return updated, err
+	return s.told(updated), err
 }
 
 // Usage of a lazy snapshot is what is here of it by now.
@@ -239,21 +265,20 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 	if err != nil {
 		return snapshots.Usage{}, err
 	}
-	if _, ok := info.Labels[remoteLabel]; !ok || info.Kind != snapshots.KindCommitted {
+	if !isLazy(info) {
 		return s.Snapshotter.Usage(ctx, key)
 	}
 	id, err := s.lazy.ID(info.Labels)
 	if err != nil {
 		return snapshots.Usage{}, err
 	}
-	return s.lazy.Usage(id)
+	return s.lazy.Usage(id, directory(info))
 }
 
 // Walk shows snapshots as Stat does.
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
 	return s.Snapshotter.Walk(ctx, func(ctx context.Context, info snapshots.Info) error {
-		delete(info.Labels, upperdirLabel)
-		return fn(ctx, info)
+		return fn(ctx, s.told(info))
 	}, filters...)
 }
 

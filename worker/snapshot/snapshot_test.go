@@ -26,6 +26,10 @@ type bindLazy struct {
 	refused error
 	fetched int
 	fail    error // of Fetch and Mount
+	noMount error // of Mount
+	// unpack, if set, is called by Unpack before it is done.
+	unpack   func(ctx context.Context, dir string) error
+	unpacked int
 }
 
 const layerLabel = "containerd.io/snapshot/test.layer"
@@ -62,22 +66,48 @@ func (l *bindLazy) Mount(id, dir string, _ map[string]string) error {
 	if l.fail != nil {
 		return l.fail
 	}
+	if l.Unpacked(dir) {
+		return nil
+	}
+	if l.noMount != nil {
+		return l.noMount
+	}
 	return unix.Mount(filepath.Join(l.dir, id), dir, "", unix.MS_BIND, "")
 }
 
 func (l *bindLazy) Mounted(dir string) bool {
 	mounted, err := mountinfo.Mounted(dir)
-	return mounted && err == nil
+	return mounted && err == nil || l.Unpacked(dir)
+}
+
+func (l *bindLazy) Unpack(ctx context.Context, id, dir string, _ map[string]string, _ error) error {
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte(id), 0o600); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	unpack := l.unpack
+	l.unpacked++
+	l.mu.Unlock()
+	if unpack != nil {
+		return unpack(ctx, dir)
+	}
+	return nil
+}
+
+func (l *bindLazy) Unpacked(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	mounted, mountErr := mountinfo.Mounted(dir)
+	return err == nil && mountErr == nil && !mounted && len(entries) > 0
 }
 
 func (l *bindLazy) Unmount(dir string) error {
-	if !l.Mounted(dir) {
+	if !l.Mounted(dir) || l.Unpacked(dir) {
 		return nil
 	}
 	return unix.Unmount(dir, unix.MNT_DETACH)
 }
 
-func (l *bindLazy) Usage(id string) (snapshots.Usage, error) {
+func (l *bindLazy) Usage(id, dir string) (snapshots.Usage, error) {
 	return snapshots.Usage{Size: 4711}, nil
 }
 

@@ -1,0 +1,108 @@
+package lazy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/continuity/fs"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/util/bklog"
+	"github.com/moby/buildkit/util/progress"
+	"github.com/moby/sys/mountinfo"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/lazyfs"
+)
+
+// unpacked are the files of a layer that could not be mounted. They do not change.
+type unpacked struct {
+	usage func() (snapshots.Usage, error)
+}
+
+// unpackedIn returns what was unpacked in a directory, nil if nothing was. What somebody
+// has mounted on it is no layer.
+func unpackedIn(dir string) (*unpacked, error) {
+	names, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) || err == nil && len(names) == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if mounted, err := mountinfo.Mounted(dir); err != nil || mounted {
+		return nil, err
+	}
+	return &unpacked{usage: sync.OnceValues(func() (snapshots.Usage, error) {
+		usage, err := fs.DiskUsage(context.Background(), dir)
+		return snapshots.Usage(usage), err
+	})}, nil
+}
+
+// Unpack writes the files of a layer into a directory. What is missing of them is
+// fetched with the credentials of the context's call, see [WithLabels], and of those
+// that it is announced to meanwhile.
+func (l *Layers) Unpack(ctx context.Context, id, dir string, labels map[string]string, why error) error {
+	layer, err := l.acquire(id, labels)
+	if err != nil {
+		return err
+	}
+	defer l.release(id)
+	call, _ := callLabels(ctx)
+	l.tellUnpacked(ctx, call, fmt.Sprintf("layer %s of %s cannot be mounted, it and others like it are unpacked: %v", layer.Key().Blob, layer.origin.Ref, why))
+	layer.blob.Add(append(l.places(call), l.public(call)...)...)
+	return lazyfs.Unpack(ctx, dir, layer, l.fsOptions(), l.space.has)
+}
+
+// Unpacked says whether the files of a layer stand in a directory.
+func (l *Layers) Unpacked(dir string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := l.mounts[dir]
+	return m != nil && m.unpacked != nil
+}
+
+// isUnpacked says whether they stand in any. Call it with the lock held.
+func (l *Layers) isUnpacked(id string) bool {
+	for _, m := range l.mounts {
+		if m.id == id && m.unpacked != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// tellUnpacked tells those who watch a build why layers are unpacked, once for each
+// build.
+func (l *Layers) tellUnpacked(ctx context.Context, call map[string]string, line string) {
+	if l.wasTold(call) {
+		return
+	}
+	bklog.G(ctx).Warn(line)
+	pw, _, _ := progress.NewFromContext(ctx)
+	defer pw.Close()
+	_ = pw.Write(identity.NewID(), client.VertexLog{Stream: stderr, Data: []byte(line + "\n")})
+}
+
+// wasTold says whether the sessions of a call were among those of earlier ones.
+func (l *Layers) wasTold(call map[string]string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	maps.DeleteFunc(l.told, func(session string, _ struct{}) bool { return !l.opts.Alive(session) })
+	told := false
+	for name, session := range call {
+		if !strings.HasPrefix(name, sessionLabel+".") {
+			continue
+		}
+		if _, ok := l.told[session]; ok {
+			told = true
+		}
+		l.told[session] = struct{}{}
+	}
+	return told
+}

@@ -1,0 +1,133 @@
+package lazyfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/moby/sys/userns"
+	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
+)
+
+// Unpack writes the files of a layer into an empty directory, where a mount is not
+// possible. They are those that a mount shows. It waits for contents that are not
+// here, as a reader of a mount does. Room is asked before each file whether the
+// disk has room for so many bytes.
+func Unpack(ctx context.Context, dir string, layer Layer, o Options, room func(bytes int64) error) error {
+	u := &unpacker{
+		layer: layer, xattrs: xattrsOf(layer, o.UserXattr), room: room,
+		linked: map[store.Node]string{}, piece: make([]byte, maxRead),
+	}
+	return u.fill(ctx, store.Root, dir)
+}
+
+type unpacker struct {
+	layer  Layer
+	xattrs xattrs
+	room   func(bytes int64) error
+	linked map[store.Node]string // the first path of each file with several
+	piece  []byte
+}
+
+// fill makes what is in a directory, and then gives the directory its attributes.
+func (u *unpacker) fill(ctx context.Context, n store.Node, dir string) error {
+	for _, e := range u.layer.Entries(n, 0) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := u.create(ctx, e.Node, filepath.Join(dir, e.Name)); err != nil {
+			return err
+		}
+	}
+	return u.describe(n, dir)
+}
+
+func (u *unpacker) create(ctx context.Context, n store.Node, path string) error {
+	a := u.layer.Attr(n)
+	if a.Mode&unix.S_IFMT == unix.S_IFDIR {
+		if err := os.Mkdir(path, 0o700); err != nil {
+			return err
+		}
+		return u.fill(ctx, n, path)
+	}
+	if first, ok := u.linked[n]; ok {
+		return os.Link(first, path)
+	}
+	var err error
+	switch a.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		err = u.copy(ctx, n, a.Size, path)
+	case unix.S_IFLNK:
+		err = os.Symlink(u.layer.Readlink(n), path)
+	default:
+		err = unix.Mknod(path, a.Mode, int(a.Rdev))
+		if errors.Is(err, unix.EPERM) && userns.RunningInUserNS() {
+			return nil // as when a layer is pulled
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if a.Links > 1 {
+		u.linked[n] = path
+	}
+	return u.describe(n, path)
+}
+
+func (u *unpacker) copy(ctx context.Context, n store.Node, size int64, path string) error {
+	if err := u.room(size); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	for off := int64(0); err == nil && off < size; {
+		var read int
+		read, err = u.layer.ReadAt(ctx, n, u.piece[:min(size-off, int64(len(u.piece)))], off)
+		if err == io.EOF && int64(read) == size-off {
+			err = nil
+		}
+		if err == nil {
+			_, err = f.Write(u.piece[:read])
+		}
+		off += int64(read)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// describe sets what stat(2) and listxattr(2) tell of a file.
+func (u *unpacker) describe(n store.Node, path string) error {
+	a := u.layer.Attr(n)
+	if err := os.Lchown(path, int(a.UID), int(a.GID)); err != nil {
+		return err
+	}
+	symlink := a.Mode&unix.S_IFMT == unix.S_IFLNK
+	if !symlink { // after the owner, whose change takes setuid away
+		if err := unix.Chmod(path, a.Mode&^unix.S_IFMT); err != nil {
+			return &os.PathError{Op: "chmod", Path: path, Err: err}
+		}
+	}
+	for name, value := range u.xattrs.of(n) {
+		err := unix.Lsetxattr(path, name, value, 0)
+		if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM) && symlink {
+			continue // as when a layer is pulled
+		}
+		if err != nil {
+			return fmt.Errorf("extended attribute %s of %s: %w", name, path, err)
+		}
+	}
+	mtime, err := unix.TimeToTimespec(a.Mtime)
+	if err == nil {
+		err = unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{mtime, mtime}, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	if err != nil {
+		return &os.PathError{Op: "utimensat", Path: path, Err: err}
+	}
+	return nil
+}

@@ -1,0 +1,93 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/buildkit/util/bklog"
+	"golang.org/x/sys/unix"
+)
+
+// Show mounts a lazy snapshot that is not mounted, or unpacks its layer where that is
+// not possible: it was mounted by an earlier process, which had FUSE. To unpack
+// it all of the layer is fetched, which takes as long as a pull. No method of
+// [snapshots.Snapshotter] does so, since containerd's metadata is locked meanwhile.
+//
+// The files are written beside the snapshot's directory, which is empty, and replace
+// it at once: a process that is killed leaves a lazy snapshot.
+func (s *Snapshotter) Show(ctx context.Context, name string) error {
+	err := s.heal(ctx, name)
+	var cannot *mountError
+	if !errors.As(err, &cannot) || ctx.Err() != nil {
+		return err
+	}
+	layer, err := s.layerOf(ctx, name)
+	if err != nil {
+		return err
+	}
+	select {
+	case layer.unpacking <- struct{}{}:
+		defer func() { <-layer.unpacking }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if s.lazy.Unpacked(layer.dir) {
+		return nil // while this one waited
+	}
+	if err := s.unpack(ctx, cannot, layer); err != nil {
+		return fmt.Errorf("lazy snapshot %q: %w, and it is not unpacked: %w", name, cannot, err)
+	}
+	return nil
+}
+
+func (s *Snapshotter) unpack(ctx context.Context, why *mountError, layer *shown) error {
+	part, err := os.MkdirTemp(filepath.Dir(layer.dir), partPrefix)
+	if err != nil {
+		return err
+	}
+	if err := s.lazy.Unpack(ctx, why.id, part, layer.labels, why.cause); err != nil {
+		return errors.Join(err, os.RemoveAll(part))
+	}
+	if err := s.await(ctx, func() error { return s.replace(layer, part) }); err != nil {
+		return err
+	}
+	if err := s.removeUnused(); err != nil { // such as what was fetched of this one
+		bklog.G(ctx).WithError(err).Warn("parts of lazy layers stay on disk")
+	}
+	return nil
+}
+
+// replace shows the files in a directory as a layer that is not mounted. Whether or not
+// it can, the directory is gone afterwards.
+func (s *Snapshotter) replace(layer *shown, part string) error {
+	layer.mu.Lock()
+	defer layer.mu.Unlock()
+	if layer.gone {
+		return errors.Join(errdefs.ErrNotFound, os.RemoveAll(part))
+	}
+	if s.look(layer) == nil { // it can be mounted now
+		return os.RemoveAll(part)
+	}
+	if err := unix.Rename(part, layer.dir); err != nil { // os.Rename replaces no directory
+		return errors.Join(&os.LinkError{Op: "rename", Old: part, New: layer.dir, Err: err}, os.RemoveAll(part))
+	}
+	layer.broken = s.lazy.Mount(layer.layer, layer.dir, layer.labels)
+	return layer.broken
+}
+
+// partPrefix begins the names of directories in which the files of a layer stand while
+// it is unpacked, beside its snapshot's.
+const partPrefix = "unpacking-"
+
+// removeParts removes those that an earlier process left.
+func (l *shown) removeParts() error {
+	parts, err := filepath.Glob(filepath.Join(filepath.Dir(l.dir), partPrefix+"*"))
+	for _, part := range parts {
+		err = errors.Join(err, os.RemoveAll(part))
+	}
+	return err
+}
