@@ -269,21 +269,30 @@ type readerAt func(p []byte, off int64) (int, error)
 
 func (f readerAt) ReadAt(p []byte, off int64) (int, error) { return f(p, off) }
 
-// writeOf writes a layer of n empty files.
-func writeOf(t *testing.T, n int) []byte {
-	t.Helper()
-	var entries []tarEntry
-	for i := range n {
-		entries = append(entries, file(fmt.Sprint(i), ""))
-	}
-	blob, _ := write(t, tarOf(t, entries...), estargz.Options{Level: 9})
-	return blob
-}
-
-// TestDensestLayer has as many entries in as few bytes as there can be.
+// TestDensestLayer has as many entries in as few bytes as there can be. Its writer
+// takes them, and its reader.
 func TestDensestLayer(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")
 	}
-	open(t, writeOf(t, 100_000))
+	const files = 400_000
+	r, w := io.Pipe()
+	go func() {
+		tw := tar.NewWriter(w)
+		h := tar.Header{Typeflag: tar.TypeReg, Mode: 0o644}
+		var err error
+		for i := 0; i < files && err == nil; i++ {
+			h.Name = fmt.Sprintf("usr/share/empty/%d", i)
+			err = tw.WriteHeader(&h)
+		}
+		w.CloseWithError(errors.Join(err, tw.Close()))
+	}()
+	var b bytes.Buffer
+	info, err := estargz.Write(context.Background(), &b, r, estargz.Options{Level: 1})
+	require.NoError(t, err)
+	_, err = estargz.Open(bytes.NewReader(b.Bytes()), info.Size, estargz.OpenOptions{})
+	require.ErrorContains(t, err, "entries take more than")
+	dense, err := estargz.Open(bytes.NewReader(b.Bytes()), info.Size, estargz.OpenOptions{Dense: true})
+	require.NoError(t, err)
+	require.Len(t, dense.Entries(), files)
 }

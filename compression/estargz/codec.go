@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"sync"
 
 	"github.com/klauspost/compress/flate"
@@ -135,6 +136,36 @@ func (z *compressor) streams(out *bytes.Buffer, contents, heads, deflated []byte
 	p = binary.LittleEndian.AppendUint32(p, uint32(len(contents)+len(heads)))
 	out.Write(p)
 	return nil
+}
+
+// A stream is a gzip member of contents that are written to it.
+type stream struct {
+	z    *flate.Writer
+	out  io.Writer
+	sum  uint32
+	size uint32
+}
+
+// open begins a member. It is to be closed before the compressor makes another.
+func (z *compressor) open(out io.Writer) (*stream, error) {
+	z.contents.Reset(out)
+	_, err := out.Write(gzipHeader[:])
+	return &stream{z: z.contents, out: out}, err
+}
+
+func (s *stream) Write(p []byte) (int, error) {
+	s.sum = crc32.Update(s.sum, crc32.IEEETable, p)
+	s.size += uint32(len(p))
+	return s.z.Write(p)
+}
+
+func (s *stream) Close() error {
+	if err := s.z.Close(); err != nil {
+		return err
+	}
+	p := binary.LittleEndian.AppendUint32(nil, s.sum)
+	_, err := s.out.Write(binary.LittleEndian.AppendUint32(p, s.size))
+	return err
 }
 
 func deflate(w *flate.Writer, out *bytes.Buffer, p []byte, end func() error) error {

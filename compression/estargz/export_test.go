@@ -18,7 +18,7 @@ var FooterBytes = footerBytes
 
 // OrderTar returns a tar in another order.
 func OrderTar(tar []byte, order []string) ([]byte, error) {
-	parts, err := scanTar(bytes.NewReader(tar), nil, &work{})
+	parts, err := scanTar(bytes.NewReader(tar), nil, &work{}, newRoom(1<<40, nil))
 	if err != nil {
 		return nil, err
 	}

@@ -236,7 +236,7 @@ func FuzzWriter(f *testing.F) {
 		if !bytes.Equal(input, unpack(t, b.Bytes())) {
 			t.Fatal("unpacking returns another tar")
 		}
-		r, err := estargz.Open(bytes.NewReader(b.Bytes()), info.Size, estargz.OpenOptions{TOCDigest: info.TOCDigest})
+		r, err := estargz.Open(bytes.NewReader(b.Bytes()), info.Size, estargz.OpenOptions{TOCDigest: info.TOCDigest, Dense: true})
 		if err != nil {
 			t.Fatalf("what was written cannot be opened: %v", err)
 		}

@@ -183,17 +183,20 @@ func (r *Reader) indexLinks() error {
 		if e.Type != TypeHardlink || r.files[e.Name] != e {
 			continue
 		}
-		if err := followLink(e, r.files, &r.work.lookups); err != nil {
+		if err := followLink(e, r.find, r.share, &r.work.lookups); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+func (r *Reader) find(name string) *Entry          { return r.files[name] }
+func (r *Reader) share(name string, target *Entry) { r.files[name] = target }
+
 // followLink has the name of a hard link, and of those that it leads through, lead
 // to the file that they share. A chain of links is so followed once. A circle ends
 // after as many steps as a name can have links on any file system.
-func followLink(e *Entry, files map[string]*Entry, lookups *int) error {
+func followLink(e *Entry, find func(name string) *Entry, share func(name string, target *Entry), lookups *int) error {
 	const maxSteps = 100
 	through, target := []string(nil), e
 	for target.Type == TypeHardlink {
@@ -201,7 +204,7 @@ func followLink(e *Entry, files map[string]*Entry, lookups *int) error {
 			return fmt.Errorf("hard link %q leads to no file in %d steps", e.Name, maxSteps)
 		}
 		through = append(through, CleanName(target.Name))
-		next := files[CleanName(target.LinkName)]
+		next := find(CleanName(target.LinkName))
 		*lookups++
 		if next == nil {
 			return fmt.Errorf("hard link %q leads to %q, which is not in the layer", e.Name, target.LinkName)
@@ -212,7 +215,7 @@ func followLink(e *Entry, files map[string]*Entry, lookups *int) error {
 		return fmt.Errorf("hard link %q leads to the directory %q", e.Name, target.Name)
 	}
 	for _, name := range through {
-		files[name] = target
+		share(name, target)
 	}
 	return nil
 }

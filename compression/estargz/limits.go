@@ -8,7 +8,7 @@ import (
 
 // What a tar or a TOC says costs memory and time when it is read, and both are
 // compressed up to a thousandfold. What follows bounds that by the size of the
-// blob. A writer has no wider limits than a Reader.
+// blob. A writer has the limits of a Reader that takes dense layers.
 
 // maxBuilt leaves the landmark of another order a place among maxTOCEntries.
 const maxBuilt = maxTOCEntries - 1
@@ -17,12 +17,20 @@ const maxBuilt = maxTOCEntries - 1
 // payload of so many bytes. An empty file of an ordinary layer has some 40 bytes of
 // the payload, and takes entrySize of memory and its name: 9 for each byte. Names
 // that count up compress to 7 bytes; the first part has room for 180,000 of them.
-func maxMemory(payload int64) int64 { return 56<<20 + 9*min(payload, 1<<50) }
+// A dense layer may have any number of these, with names of 140 bytes.
+func maxMemory(payload int64, dense bool) int64 {
+	payload = min(payload, 1<<50)
+	ordinary := 56<<20 + 9*payload
+	if dense {
+		return max(ordinary, 64*payload)
+	}
+	return ordinary
+}
 
 // maxTOC is how large the JSON of a TOC may be. It takes time even where it says
 // nothing. That of an ordinary entry has 100 bytes, or 500 in the indented form
 // that others write.
-func maxTOC(payload int64) int64 { return min(16<<20+32*min(payload, maxTOCSize), maxTOCSize) }
+func maxTOC(payload int64) int64 { return min(16<<20+48*min(payload, maxTOCSize), maxTOCSize) }
 
 // maxElements is how many elements the paths of so many entries may have: each is
 // looked up. Ordinary paths have fewer than 20 each.
@@ -40,6 +48,7 @@ const (
 // An allowance counts what the entries of a TOC take.
 type allowance struct {
 	payload  int64
+	dense    bool // see maxMemory
 	entries  int
 	elements int
 	memory   int64
@@ -60,8 +69,8 @@ func (a *allowance) take(e *Entry) error {
 }
 
 func (a *allowance) takeMemory(n int64) error {
-	if a.memory += n; a.memory > maxMemory(a.payload) {
-		return fmt.Errorf("%d entries take more than %d bytes of memory, the limit for a layer of %d bytes", a.entries, maxMemory(a.payload), a.payload)
+	if a.memory += n; a.memory > maxMemory(a.payload, a.dense) {
+		return fmt.Errorf("%d entries take more than %d bytes of memory, the limit for a layer of %d bytes", a.entries, maxMemory(a.payload, a.dense), a.payload)
 	}
 	return nil
 }
@@ -117,9 +126,56 @@ const (
 	maxExtra = 2 << 20
 )
 
-// maxAllHeads is how many bytes of headers are kept in memory. A file has 512,
-// which compress to 25 or more.
-func maxAllHeads(payload int64) int64 { return 16<<20 + 20*payload }
+// maxOrderMemory is how many bytes of memory a blob of so many bytes may take while
+// it is brought into another order. An empty file of an ordinary layer has 41 bytes
+// of the blob, and takes 1,130: its entry of the TOC, its part of the tar, and its
+// line of the new TOC.
+func maxOrderMemory(blob int64) int64 { return 32<<20 + 28*min(blob, 1<<50) }
+
+// maxAllHeads is how many of these may be headers that are kept for files with
+// contents. A file has 512, or three times as many with xattrs, and 110 of the blob.
+func maxAllHeads(blob int64) int64 { return 8<<20 + 12*min(blob, 1<<50) }
+
+// partSize is what a file of the tar takes while it is brought into another order,
+// without its text and its xattrs.
+const partSize = 640
+
+func memoryOfPart(e *Entry) int64 {
+	return partSize + textOf(e) + int64(len(e.Xattrs))*xattrSize
+}
+
+// A room is how much more memory may be taken. What is written to it takes as much.
+type room struct {
+	left atomic.Int64
+	full error // of Write
+}
+
+func newRoom(size int64, full error) *room {
+	r := &room{full: full}
+	r.left.Store(size)
+	return r
+}
+
+func (r *room) take(n int64) bool {
+	if r.left.Add(-n) >= 0 {
+		return true
+	}
+	r.left.Add(n)
+	return false
+}
+
+func (r *room) Write(p []byte) (int, error) {
+	if !r.take(int64(len(p))) {
+		return 0, r.full
+	}
+	return len(p), nil
+}
+
+// roomToOrder is what is left for another order of an opened blob.
+func (r *Reader) roomToOrder() *room {
+	most := maxOrderMemory(r.size)
+	return newRoom(most-r.allowance.memory, fmt.Errorf("another order takes more than %d bytes of memory, the limit for a layer of %d bytes", most, r.size))
+}
 
 // maxHeadersOf is what the headers of a file take, besides long names and xattrs.
 const maxHeadersOf = 6 * blockSize

@@ -43,9 +43,9 @@ func TestBuilderLimits(t *testing.T) {
 	require.NoError(t, toc.chunk(f, &Entry{Name: "a", Type: TypeChunk}))
 	require.ErrorContains(t, toc.chunk(f, &Entry{Name: "a", Type: TypeChunk}), `tar entry "a": more than`)
 
-	_, err = encodeTOC(make([]*Entry, maxTOCEntries+1), 0, 0)
+	_, err = encodeTOC(make([]*Entry, maxTOCEntries+1), 0, 0, nil)
 	require.ErrorContains(t, err, "a TOC of 4194305 entries")
-	_, err = encodeTOC([]*Entry{{Name: "a", Type: TypeReg, Xattrs: map[string][]byte{"user.x": make([]byte, 4<<20)}}}, 0, 0)
+	_, err = encodeTOC([]*Entry{{Name: "a", Type: TypeReg, Xattrs: map[string][]byte{"user.x": make([]byte, 4<<20)}}}, 0, 0, nil)
 	require.ErrorContains(t, err, `TOC entry "a"`)
 }
 
@@ -73,6 +73,6 @@ func TestWriterCountsAsReader(t *testing.T) {
 		_, err := toc.add(&Entry{Name: fmt.Sprint(i), Type: TypeFifo, Xattrs: map[string][]byte{"user.x": make([]byte, 500<<10)}})
 		require.NoError(t, err)
 	}
-	_, err := encodeTOC(toc.entries(), toc.implied, 1<<10)
-	require.ErrorContains(t, err, "larger than readers accept, 16809984 bytes for a layer of 1024")
+	_, err := encodeTOC(toc.entries(), toc.implied, 1<<10, nil)
+	require.ErrorContains(t, err, "larger than readers accept, 16826368 bytes for a layer of 1024")
 }

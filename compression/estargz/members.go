@@ -10,7 +10,6 @@ import (
 	"io"
 	"sort"
 	"sync"
-	"sync/atomic"
 
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/gzip"
@@ -23,27 +22,9 @@ type members struct {
 	all []*oldMember
 	at  map[int64]*oldMember // by offset
 
-	room headRoom
-	work *work
-}
-
-// A headRoom is how many more bytes of headers may be kept in memory. What is
-// written to it uses it up.
-type headRoom struct{ left atomic.Int64 }
-
-func (h *headRoom) take(n int64) bool {
-	if h.left.Add(-n) >= 0 {
-		return true
-	}
-	h.left.Add(n)
-	return false
-}
-
-func (h *headRoom) Write(p []byte) (int, error) {
-	if !h.take(int64(len(p))) {
-		return 0, errManyHeads
-	}
-	return len(p), nil
+	room  *room      // for heads
+	large sync.Mutex // held while many of them are decompressed
+	work  *work
 }
 
 // An oldMember is a member of a blob that is there, or several of which only
@@ -68,8 +49,7 @@ type oldMember struct {
 // when files share one, or chunks or what stands between contents are larger
 // than what is held in memory.
 func (r *Reader) members(ctx context.Context) (*members, bool, error) {
-	ms := &members{at: map[int64]*oldMember{}, work: &r.work}
-	ms.room.left.Store(maxAllHeads(r.payload))
+	ms := &members{at: map[int64]*oldMember{}, work: &r.work, room: newRoom(maxAllHeads(r.size), errManyHeads)}
 	first := &oldMember{blob: r.blob, end: r.payload}
 	ms.all = append(ms.all, first)
 	var left int64 // of the file, behind the chunk
@@ -115,6 +95,14 @@ func (r *Reader) members(ctx context.Context) (*members, bool, error) {
 		return nil, false, nil
 	}
 	return ms, true, err
+}
+
+// heads returns how many bytes of headers are kept.
+func (ms *members) heads() (n int64) {
+	for _, m := range ms.all {
+		n += int64(len(m.heads))
+	}
+	return n
 }
 
 func (ms *members) largest() int64 {
@@ -236,13 +224,23 @@ func (m *oldMember) inflate(ctx context.Context, p []byte, ms *members) error {
 		return noEOF(err)
 	}
 	var heads bytes.Buffer
-	n, err := io.Copy(io.MultiWriter(&ms.room, &heads, sum), io.LimitReader(z, maxHeads+1))
-	if err != nil {
-		return err
+	to := io.MultiWriter(ms.room, &heads, sum)
+	const few = 256 << 10
+	n, err := io.CopyN(to, z, few)
+	if err == nil {
+		// The buffer takes thrice as much while it grows: one at a time does.
+		ms.large.Lock()
+		defer ms.large.Unlock()
+		var more int64
+		more, err = io.CopyN(to, z, maxHeads+1-few)
+		n += more
 	}
 	ms.work.inflated.Add(m.contents + n)
-	if n > maxHeads {
+	switch {
+	case err == nil:
 		return errManyHeads
+	case err != io.EOF:
+		return err
 	}
 	m.heads, m.sum = bytes.Clone(heads.Bytes()), sum.Sum32()
 	return nil

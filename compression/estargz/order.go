@@ -32,8 +32,9 @@ const maxGlobals = 1 << 12
 // scanTar finds the parts of a tar. Of several files with one name the last
 // counts; a TOC and landmarks of an earlier order are left out. A tar that would
 // unpack to something else in another order is refused, and so is one with files
-// that are not listed, unless nil lists them.
-func scanTar(r io.Reader, listed map[string]*Entry, took *work) (*parts, error) {
+// that are not listed, unless nil lists them. What the files take is taken from the
+// room.
+func scanTar(r io.Reader, listed map[string]*Entry, took *work, room *room) (*parts, error) {
 	c := &counter{r: r}
 	t := tar.NewReader(c)
 	p := &parts{byName: map[string]*part{}}
@@ -54,6 +55,9 @@ func scanTar(r io.Reader, listed map[string]*Entry, took *work) (*parts, error) 
 		e, err := newEntry(h)
 		if err == nil && e != nil && listed != nil {
 			err = checkListed(e, listed)
+		}
+		if err == nil && e != nil && !room.take(memoryOfPart(e)) {
+			err = fmt.Errorf("tar entry %.100q: %w", e.Name, room.full)
 		}
 		if err == nil && e != nil {
 			_, err = toc.add(e)
@@ -172,12 +176,16 @@ func (p *parts) inOrder(order []string) (first []*part, landmark string, rest []
 	return first, landmark, rest
 }
 
-// orderedTar returns the tar in that order.
+// orderedTar returns the tar in that order. It does not hold on to the parts.
 func orderedTar(tar io.ReaderAt, first []*part, landmark string, rest []*part) io.Reader {
 	readers := []io.Reader{}
 	add := func(parts []*part) {
-		for _, f := range parts {
-			readers = append(readers, io.NewSectionReader(tar, f.start, f.end-f.start))
+		for len(parts) > 0 {
+			n, start, end := 0, parts[0].start, parts[0].start
+			for ; n < len(parts) && parts[n].start == end; n++ {
+				end = parts[n].end
+			}
+			readers, parts = append(readers, io.NewSectionReader(tar, start, end-start)), parts[n:]
 		}
 	}
 	add(first)

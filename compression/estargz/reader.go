@@ -14,7 +14,8 @@ import (
 // concurrent use.
 type Reader struct {
 	blob      io.ReaderAt
-	payload   int64 // bytes of the blob before the TOC
+	size      int64 // of the blob, in bytes
+	payload   int64 // bytes of it before the TOC
 	entries   []*Entry
 	files     map[string]*Entry   // what a name leads to
 	implied   map[string]struct{} // directories without an entry
@@ -33,6 +34,11 @@ type OpenOptions struct {
 	// TOC is read where the blob says that its TOC lies elsewhere: a gzipped
 	// tar with the TOC as its first entry.
 	TOC io.Reader
+	// Dense takes every layer that Write writes. Without it one that consists of
+	// hundreds of thousands of empty files with similar names is refused, since it
+	// takes far more memory than other layers of its size: as much as 64 bytes for
+	// each byte of the blob instead of 9.
+	Dense bool
 }
 
 // ErrExternalTOC is what Open returns for a blob whose TOC lies elsewhere when
@@ -46,7 +52,7 @@ func Open(blob io.ReaderAt, size int64, opts OpenOptions) (*Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("estargz: %w", err)
 	}
-	r := &Reader{blob: blob, payload: f.tocOffset}
+	r := &Reader{blob: blob, size: size, payload: f.tocOffset}
 	toc := io.Reader(io.NewSectionReader(blob, f.tocOffset, size-f.size-f.tocOffset))
 	where := fmt.Sprintf("TOC at %d", f.tocOffset)
 	if f.external {
@@ -55,7 +61,7 @@ func Open(blob io.ReaderAt, size int64, opts OpenOptions) (*Reader, error) {
 		}
 		r.payload, toc, where = size-f.size, opts.TOC, "external TOC"
 	}
-	r.allowance.payload = r.payload
+	r.allowance = allowance{payload: r.payload, dense: opts.Dense}
 	if err := r.readTOC(toc, opts.TOCDigest); err != nil {
 		return nil, fmt.Errorf("estargz: %s: %w", where, err)
 	}

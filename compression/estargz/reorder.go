@@ -32,24 +32,29 @@ func Reorder(ctx context.Context, w io.Writer, src *Reader, order []string, opts
 	if !src.whole {
 		return nil, errors.New("estargz: files stand behind the TOC, which it cannot name")
 	}
+	room := src.roomToOrder()
 	members, reusable, err := src.members(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if !reusable {
-		tar, err := src.orderedTar(ctx, order)
+		members = nil
+		tar, err := src.orderedTar(ctx, order, room)
 		if err != nil {
 			return nil, err
 		}
-		return Write(ctx, w, tar, opts)
+		return write(ctx, w, tar, opts, room)
+	}
+	if !room.take(members.heads()) {
+		return nil, fmt.Errorf("estargz: headers: %w", room.full)
 	}
 	opts.ChunkSize, opts.MinChunkSize = members.largest(), 0
-	o, err := newOutput(w, opts)
+	o, err := newOutput(w, opts, room)
 	if err != nil {
 		return nil, err
 	}
 	r := &reorderer{src: src, members: members, headers: members.headers(ctx)}
-	if err := r.scan(); err != nil {
+	if err := r.scan(room); err != nil {
 		return nil, err
 	}
 	if err := o.run(ctx, func(next func(int) (*batch, error), submit func(*batch)) error {
@@ -91,9 +96,9 @@ func (r *Reader) listed() map[string]*Entry {
 
 // scan finds the files of the tar and their entries in the TOC, and checks that
 // these say the same.
-func (r *reorderer) scan() (err error) {
+func (r *reorderer) scan(room *room) (err error) {
 	listed := r.src.listed()
-	if r.parts, err = scanTar(r.headers, listed, &r.src.work); err != nil {
+	if r.parts, err = scanTar(r.headers, listed, &r.src.work, room); err != nil {
 		return fmt.Errorf("estargz: headers: %w", err)
 	}
 	if err := r.parts.compare(listed); err != nil {

@@ -47,7 +47,7 @@ type tarStart struct{ blob, tar int64 }
 // prioritized files lie so far behind the starts of their members that each
 // would have the same bytes decompressed again, they stand in the order of the
 // tar: the members are read once.
-func (r *Reader) orderedTar(ctx context.Context, order []string) (io.Reader, error) {
+func (r *Reader) orderedTar(ctx context.Context, order []string, room *room) (io.Reader, error) {
 	t := &seekTar{
 		blob:    io.NewSectionReader(r.blob, 0, r.payload),
 		stopped: ctx.Err,
@@ -63,7 +63,7 @@ func (r *Reader) orderedTar(ctx context.Context, order []string) (io.Reader, err
 	}
 	t.end = named + maxHidden(named)
 	listed := r.listed()
-	parts, err := t.scan(listed)
+	parts, err := t.scan(listed, room)
 	if err == nil {
 		err = parts.compare(listed)
 	}
@@ -92,11 +92,11 @@ func (t *seekTar) cost(parts []*part) (n int64) {
 }
 
 // scan reads all of the tar, to find its parts and the places to start from.
-func (t *seekTar) scan(listed map[string]*Entry) (*parts, error) {
+func (t *seekTar) scan(listed map[string]*Entry, room *room) (*parts, error) {
 	if err := t.start(t.starts[0]); err != nil {
 		return nil, noEOF(err)
 	}
-	parts, err := scanTar(t, listed, t.work)
+	parts, err := scanTar(t, listed, t.work, room)
 	if err != nil {
 		return nil, err
 	}

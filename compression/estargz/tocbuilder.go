@@ -21,6 +21,7 @@ type tocBuilder struct {
 type tocFile struct {
 	entry    *Entry
 	chunks   []*Entry // beyond the first
+	shared   *Entry   // the file that a hard link leads to, once it was followed
 	replaced bool
 	implied  bool // stands in no TOC
 	parent   bool // has children
@@ -123,20 +124,29 @@ func (f *tocFile) replaceBy(other *tocFile) error {
 
 // check finds hard links that lead nowhere.
 func (t *tocBuilder) check() error {
-	files := make(map[string]*Entry, len(t.byName))
-	for name, f := range t.byName {
-		files[name] = f.entry
-	}
 	for _, f := range t.files {
 		if f.entry.Type != TypeHardlink || f.replaced {
 			continue
 		}
-		if err := followLink(f.entry, files, &t.lookups); err != nil {
+		if err := followLink(f.entry, t.find, t.share, &t.lookups); err != nil {
 			return fmt.Errorf("tar: %w", err)
 		}
 	}
 	return nil
 }
+
+func (t *tocBuilder) find(name string) *Entry {
+	f := t.byName[name]
+	switch {
+	case f == nil:
+		return nil
+	case f.shared != nil:
+		return f.shared
+	}
+	return f.entry
+}
+
+func (t *tocBuilder) share(name string, target *Entry) { t.byName[name].shared = target }
 
 // entries returns the TOC.
 func (t *tocBuilder) entries() []*Entry {

@@ -1,8 +1,10 @@
 package estargz
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"time"
 )
 
@@ -59,21 +61,53 @@ func known(names map[int]string, id int, name string) string {
 	return name
 }
 
-const tocEnd = "\n]}\n"
+const tocEnd = "\n]}"
+
+// A tocJSON is the JSON of a TOC. It is in pieces, since to grow a slice takes
+// twice its memory.
+type tocJSON struct {
+	pieces [][]byte
+	size   int64
+	room   *room // that it takes; nil for any
+}
+
+// pieceSize is how much a piece has room for, if a line does not need more.
+const pieceSize = 256 << 10
+
+func (j *tocJSON) append(p []byte) error {
+	if j.room != nil && !j.room.take(int64(len(p))) {
+		return j.room.full
+	}
+	last := len(j.pieces) - 1
+	if last < 0 || len(p) > cap(j.pieces[last])-len(j.pieces[last]) {
+		j.pieces, last = append(j.pieces, make([]byte, 0, max(pieceSize, len(p)))), last+1
+	}
+	j.pieces[last] = append(j.pieces[last], p...)
+	j.size += int64(len(p))
+	return nil
+}
+
+func (j *tocJSON) reader() io.Reader {
+	var all []io.Reader
+	for _, p := range j.pieces {
+		all = append(all, bytes.NewReader(p))
+	}
+	return io.MultiReader(all...)
+}
 
 // encodeTOC writes the entries as the JSON of a TOC, one to a line: small, and
 // still readable. What a Reader refuses behind such a payload it does not write.
-func encodeTOC(entries []*Entry, implied int, payload int64) ([]byte, error) {
+func encodeTOC(entries []*Entry, implied int, payload int64, room *room) (*tocJSON, error) {
 	if len(entries) > maxTOCEntries {
 		return nil, fmt.Errorf("a TOC of %d entries is larger than readers accept, %d; split the layer", len(entries), maxTOCEntries)
 	}
-	p := fmt.Appendf(nil, "{\"version\":%d,\"entries\":[", tocVersion)
+	j := &tocJSON{room: room}
+	if err := j.append(fmt.Appendf(nil, "{\"version\":%d,\"entries\":[", tocVersion)); err != nil {
+		return nil, err
+	}
 	names := newOwnerNames()
-	allowed := allowance{payload: payload}
+	allowed := allowance{payload: payload, dense: true}
 	for i, e := range entries {
-		if i > 0 {
-			p = append(p, ',')
-		}
 		line := *e
 		if e.Type != TypeChunk {
 			line.Uname, line.Gname = names.elide(e)
@@ -88,15 +122,21 @@ func encodeTOC(entries []*Entry, implied int, payload int64) ([]byte, error) {
 		if len(b) >= maxTOCEntrySize {
 			return nil, fmt.Errorf("TOC entry %.100q: %d bytes are more than readers accept, %d; it has too many xattrs", e.Name, len(b), maxTOCEntrySize)
 		}
-		p = append(append(p, '\n'), b...)
-		if most := maxTOC(payload); int64(len(p)+len(tocEnd)) > most {
+		separator := ",\n"
+		if i == 0 {
+			separator = "\n"
+		}
+		if err := j.append(append([]byte(separator), b...)); err != nil {
+			return nil, fmt.Errorf("TOC entry %.100q: %w", e.Name, err)
+		}
+		if most := maxTOC(payload); j.size+int64(len(tocEnd)) > most {
 			return nil, fmt.Errorf("TOC entry %.100q: a TOC up to it is larger than readers accept, %d bytes for a layer of %d; split it, or use compression=gzip", e.Name, most, payload)
 		}
 	}
 	if err := allowed.takeMemory(int64(implied) * impliedSize); err != nil {
 		return nil, fmt.Errorf("TOC: with %d directories that have no entry of their own: %w; add them to the tar, or use compression=gzip", implied, err)
 	}
-	return append(p, "\n]}"...), nil
+	return j, j.append([]byte(tocEnd))
 }
 
 func formatTime(t time.Time) string {

@@ -53,7 +53,7 @@ func ReadTOC(r io.Reader, payload int64, want digest.Digest, each func(*Entry) e
 	var got digest.Digest
 	toc, err := openTOC(r, payload)
 	if err == nil {
-		got, err = readTOC(toc, &allowance{payload: payload}, each)
+		got, err = readTOC(toc, &allowance{payload: payload, dense: true}, each)
 	}
 	if err == nil && got != want {
 		err = fmt.Errorf("its digest is %s, want %s", got, want)

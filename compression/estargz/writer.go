@@ -2,7 +2,7 @@ package estargz
 
 import (
 	"archive/tar"
-	"bytes"
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -48,7 +48,12 @@ type Info struct {
 // cannot hold is refused with the reason; what was written to w by then is of no
 // use.
 func Write(ctx context.Context, w io.Writer, r io.Reader, opts Options) (*Info, error) {
-	o, err := newOutput(w, opts)
+	return write(ctx, w, r, opts, nil)
+}
+
+// write takes the room for the TOC that it writes from there, unless it is nil.
+func write(ctx context.Context, w io.Writer, r io.Reader, opts Options, room *room) (*Info, error) {
+	o, err := newOutput(w, opts, room)
 	if err != nil {
 		return nil, err
 	}
@@ -95,6 +100,7 @@ type output struct {
 	tar   hashWriter // what the blob decompresses to
 
 	buffers *buffers
+	room    *room // for the TOC; nil if there is any
 }
 
 // A hashWriter counts and digests what passes.
@@ -117,7 +123,7 @@ func (h *hashWriter) digest() digest.Digest {
 	return digest.NewDigest(digest.SHA256, h.hash)
 }
 
-func newOutput(w io.Writer, opts Options) (*output, error) {
+func newOutput(w io.Writer, opts Options, room *room) (*output, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
 		return nil, err
@@ -132,6 +138,7 @@ func newOutput(w io.Writer, opts Options) (*output, error) {
 		blob:    hashWriter{w: w, hash: sha256.New()},
 		tar:     hashWriter{hash: sha256.New()},
 		buffers: newBuffers(opts),
+		room:    room,
 	}, nil
 }
 
@@ -251,12 +258,13 @@ func (o *output) writeBlob(ctx context.Context, in <-chan *batch, buffers *buffe
 
 // finish writes the TOC and the footer.
 func (o *output) finish(entries []*Entry, implied int) (*Info, error) {
-	toc, err := encodeTOC(entries, implied, o.blob.n)
+	toc, err := encodeTOC(entries, implied, o.blob.n, o.room)
 	if err != nil {
 		return nil, err
 	}
 	offset := o.blob.n
-	if err := o.writeTOC(toc); err != nil {
+	sum, err := o.writeTOC(toc)
+	if err != nil {
 		return nil, err
 	}
 	if _, err := o.blob.Write(footerBytes(offset)); err != nil {
@@ -267,28 +275,27 @@ func (o *output) finish(entries []*Entry, implied int) (*Info, error) {
 		Size:             o.blob.n,
 		DiffID:           o.tar.digest(),
 		UncompressedSize: o.tar.n,
-		TOCDigest:        digest.FromBytes(toc),
+		TOCDigest:        sum,
 	}, nil
 }
 
-func (o *output) writeTOC(toc []byte) error {
-	var entry bytes.Buffer
-	t := tar.NewWriter(&entry)
-	err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: TOCName, Size: int64(len(toc))})
-	if err != nil {
-		return err
-	}
-	_, err = t.Write(toc)
-	if err = errors.Join(err, t.Close()); err != nil {
-		return err
-	}
-	o.tar.Write(entry.Bytes())
+// writeTOC returns the digest of the JSON.
+func (o *output) writeTOC(toc *tocJSON) (digest.Digest, error) {
+	out := bufio.NewWriter(&o.blob)
 	z := o.codec.get()
 	defer o.codec.put(z)
-	var compressed bytes.Buffer
-	if err := z.streams(&compressed, entry.Bytes(), nil, nil, false); err != nil {
-		return err
+	m, err := z.open(out)
+	if err != nil {
+		return "", err
 	}
-	_, err = o.blob.Write(compressed.Bytes())
-	return err
+	t := tar.NewWriter(io.MultiWriter(&o.tar, m))
+	if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: TOCName, Size: toc.size}); err != nil {
+		return "", err
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(io.MultiWriter(t, sum), toc.reader()); err != nil {
+		return "", err
+	}
+	err = errors.Join(t.Close(), m.Close(), out.Flush())
+	return digest.NewDigest(digest.SHA256, sum), err
 }

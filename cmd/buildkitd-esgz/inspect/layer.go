@@ -115,7 +115,7 @@ func (l *Layer) readTOC(ctx context.Context, e *ending) {
 		left: maxTOC,
 	}
 	defer blob.close()
-	r, err := estargz.Open(blob, l.Size, estargz.OpenOptions{TOCDigest: l.annotation})
+	r, err := estargz.Open(blob, l.Size, estargz.OpenOptions{TOCDigest: l.annotation, Dense: true})
 	if err != nil {
 		l.Error = err.Error()
 		return
