@@ -1,9 +1,11 @@
 package record
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -11,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -45,12 +48,14 @@ type sandbox struct {
 	bindRoot bool
 	binds    []executor.Mount
 	meta     executor.Meta
+	after    func(time.Duration) <-chan time.Time // never, but for overOnRing
 
 	stdout, stderr output
 }
 
-// newSandbox makes a root filesystem of busybox and the workload command. It
-// skips without root, and checks at the end that nothing is left.
+// newSandbox makes a root filesystem of busybox and the workload command. No time
+// is ever over in it, unless overOnRing says so. It skips without root, and checks
+// at the end that nothing is left.
 func newSandbox(t *testing.T) *sandbox {
 	t.Helper()
 	return newSandboxAt(t, t.TempDir())
@@ -66,7 +71,7 @@ func newSandboxAt(t *testing.T, dir string) *sandbox {
 			t.Skip("needs " + command)
 		}
 	}
-	s := &sandbox{t: t, base: dir + "/1/fs", lower: dir + "/2/fs", upper: dir + "/3/fs", work: dir + "/3/work", merged: dir + "/merged", out: dir + "/out"}
+	s := &sandbox{t: t, after: never, base: dir + "/1/fs", lower: dir + "/2/fs", upper: dir + "/3/fs", work: dir + "/3/work", merged: dir + "/merged", out: dir + "/out"}
 	for _, d := range []string{s.upper, s.work, s.merged, s.out, s.base + "/bin", s.base + "/etc", s.base + "/data", s.base + "/tmp", s.base + "/proc", s.lower + "/data"} {
 		check(t, os.MkdirAll(d, 0o755))
 	}
@@ -172,29 +177,102 @@ func (o *output) Close() error { return nil }
 
 var _ io.WriteCloser = (*output)(nil)
 
-// knock is a command that waits until the function given to onKnock has returned.
-const knock = "echo >/door/knocker; while [ -p /door/knocker ]; do sleep 0.1; done"
+// Commands for processes of a sandbox with onRing.
+const (
+	ringBell = "echo >/door/bell"
+	// knock rings, and waits until the function given to onRing has returned.
+	knock = ringBell + "; read x </door/answer"
+)
 
-// onKnock has f called while a process of the sandbox runs knock, and closes the
-// channel that it returns when f has returned.
-func (s *sandbox) onKnock(f func()) <-chan struct{} {
+// onRing has f called each time a process of the sandbox rings. Each call that has
+// returned sends to the channel. There is also a named pipe, /door/pipe, for the
+// processes.
+func (s *sandbox) onRing(f func()) <-chan struct{} {
 	s.t.Helper()
 	door := s.t.TempDir()
-	knocker := filepath.Join(door, "knocker")
-	check(s.t, unix.Mkfifo(knocker, 0o600))
 	s.binds = append(s.binds, executor.Mount{Src: bind(door), Dest: "/door"})
-	called := make(chan struct{})
-	go func() {
-		defer close(called)
-		if _, err := os.ReadFile(knocker); err != nil {
-			s.t.Error(err)
+	pipe := func(name string) *os.File {
+		name = filepath.Join(door, name)
+		check(s.t, unix.Mkfifo(name, 0o600))
+		p, err := os.OpenFile(name, os.O_RDWR, 0) // so that nobody waits for the other end
+		check(s.t, err)
+		return p
+	}
+	bell, answer := pipe("bell"), pipe("answer")
+	check(s.t, unix.Mkfifo(filepath.Join(door, "pipe"), 0o600))
+	called := make(chan struct{}, 10)
+	var listening sync.WaitGroup
+	listening.Go(func() {
+		for rings := bufio.NewScanner(bell); rings.Scan(); {
+			f()
+			called <- struct{}{}
+			if _, err := answer.WriteString("\n"); err != nil {
+				s.t.Error(err)
+			}
 		}
-		f()
-		if err := os.Remove(knocker); err != nil {
-			s.t.Error(err)
-		}
-	}()
+	})
+	s.t.Cleanup(func() {
+		bell.Close()
+		listening.Wait()
+		answer.Close()
+	})
 	return called
+}
+
+// overOnRing has a time be over each time a process of the sandbox rings, and
+// returns how often it has.
+func (s *sandbox) overOnRing(over time.Duration) *atomic.Int32 {
+	s.t.Helper()
+	tick := make(chan time.Time)
+	s.after = func(d time.Duration) <-chan time.Time {
+		if d == over {
+			return tick
+		}
+		return never(d)
+	}
+	rung := &atomic.Int32{}
+	s.onRing(func() {
+		rung.Add(1)
+		select {
+		case tick <- time.Now():
+		case <-s.t.Context().Done():
+		}
+	})
+	return rung
+}
+
+// never is time.After of a clock that stands still.
+func never(d time.Duration) <-chan time.Time {
+	if d == 0 {
+		return time.After(0)
+	}
+	return nil
+}
+
+// awaitIgnored returns when the watch has taken the first event of a file, which
+// is ignored from then on.
+func (s *sandbox) awaitIgnored(name string) {
+	var st unix.Stat_t
+	if err := unix.Stat(s.merged+name, &st); err != nil {
+		s.t.Error(err)
+		return
+	}
+	mark := fmt.Sprintf("fanotify ino:%x ", st.Ino)
+	for !slices.ContainsFunc(fanotifies(), func(marks string) bool { return strings.Contains(marks, mark) }) {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// fanotifies are the marks of each group that is open.
+func fanotifies() (marks []string) {
+	fds, _ := filepath.Glob("/proc/self/fd/*")
+	for _, fd := range fds {
+		if target, _ := os.Readlink(fd); target == "anon_inode:[fanotify]" {
+			info, _ := os.ReadFile("/proc/self/fdinfo/" + filepath.Base(fd))
+			marks = append(marks, string(info))
+		}
+	}
+	return marks
 }
 
 // run runs a process and returns what the executor does.
@@ -209,7 +287,7 @@ func (s *sandbox) runContext(ctx context.Context, opts Options, args ...string) 
 	check(s.t, os.Mkdir(s.out, 0o755))
 	meta := s.meta
 	meta.Args, meta.NetMode = args, pb.NetMode_NONE
-	meta.Env = append([]string{"PATH=/bin"}, meta.Env...)
+	meta.Env = append([]string{"PATH=/bin", s.tag()}, meta.Env...)
 	if meta.Cwd == "" {
 		meta.Cwd = "/"
 	}
@@ -217,7 +295,7 @@ func (s *sandbox) runContext(ctx context.Context, opts Options, args ...string) 
 	if !s.plain {
 		bound, err := parseOptions(opts.encode())
 		check(s.t, err)
-		e = &recording{Executor: e, opts: *bound, tracepoints: keepTracepoints}
+		e = &recording{Executor: e, opts: *bound, tracepoints: keepTracepoints, after: s.after}
 		mounts = append(slices.Clone(mounts), executor.Mount{Src: bind(s.out), Dest: OutputDir})
 	}
 	_, err := e.Run(ctx, "", executor.Mount{Src: s}, mounts, executor.ProcessInfo{Meta: meta, Stdout: &s.stdout, Stderr: &s.stderr}, nil)
@@ -274,26 +352,29 @@ func find(t *testing.T, p *profile.Profile, path string) profile.File {
 	return p.Files[i]
 }
 
-// noProcess checks that no process with this argument runs.
-func noProcess(t *testing.T, argument string) {
-	t.Helper()
-	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	check(t, err)
-	for _, name := range lines {
-		line, _ := os.ReadFile(name)
-		if slices.Contains(strings.Split(string(line), "\x00"), argument) {
-			t.Errorf("%s still runs: %q", name, line)
+// tag is a variable of the environment that only processes of this sandbox have.
+func (s *sandbox) tag() string { return "SANDBOX=" + s.merged }
+
+// processes are those of the sandbox that run.
+func (s *sandbox) processes() (running []string) {
+	s.t.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	check(s.t, err)
+	for _, dir := range dirs {
+		environment, _ := os.ReadFile(dir + "/environ")
+		if slices.Contains(strings.Split(string(environment), "\x00"), s.tag()) {
+			line, _ := os.ReadFile(dir + "/cmdline")
+			running = append(running, string(line))
 		}
 	}
+	return running
 }
 
-// within is for what would take forever otherwise: the limit is no measure.
-func within(t *testing.T, limit time.Duration, do func()) {
-	t.Helper()
-	begin := time.Now()
-	do()
-	if took := time.Since(begin); took > limit {
-		t.Errorf("took %v, more than %v", took, limit)
+// noProcess checks that no process of the sandbox runs.
+func (s *sandbox) noProcess() {
+	s.t.Helper()
+	if running := s.processes(); len(running) > 0 {
+		s.t.Errorf("%q still run", running)
 	}
 }
 

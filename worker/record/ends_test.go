@@ -15,42 +15,47 @@ import (
 )
 
 func TestEnds(t *testing.T) {
-	const long = -1
+	const daemon = "(setsid sh -c '(sleep 4711 & echo >/door/pipe; exec sleep 4711) &'); read x </door/pipe; "
+	const stubborn = "(setsid workload stubborn >/door/pipe &); read x </door/pipe; "
 	for _, test := range []struct {
 		name string
 		opts Options
+		over time.Duration // when the workload rings
 		args []string
 		end  End
 		want []string
 	}{
-		{"exit", Options{}, []string{"sh", "-c", "cat /data/a; exit 3"}, EndExit, []string{"a"}},
-		{"crash", Options{}, []string{"workload", "crash"}, EndExit, nil},
-		{"idle", Options{Period: long, Idle: 2 * time.Second}, []string{"sh", "-c", "cat /data/a; sleep 4711"}, EndIdle, []string{"a"}},
-		{"period", Options{Period: 2 * time.Second, Idle: long}, []string{"sh", "-c", "cat /data/a; sleep 4711; cat /data/b"}, EndPeriod, []string{"a"}},
-		{"ready", Options{Period: long, Idle: long, Ready: "^listening on [0-9]+$"}, []string{"sh", "-c", "cat /data/a; echo; echo listening on 80; sleep 4711; cat /data/b"}, EndReady, []string{"a"}},
-		{"ready on stderr", Options{Period: long, Idle: long, Ready: "up"}, []string{"sh", "-c", "printf 'is u' >&2; sleep 0.1; printf p >&2; sleep 4711"}, EndReady, nil},
-		{"ignores TERM", Options{Period: long, Idle: long, Ready: "up", Grace: 300 * time.Millisecond}, []string{"sh", "-c", "echo up; exec workload stubborn 4711"}, EndReady, nil},
-		{"ends by TERM", Options{Period: long, Idle: long, Ready: "polite", Grace: long}, []string{"workload", "polite", "4711"}, EndReady, nil},
-		{"daemons", Options{Period: long, Idle: long, Ready: "up"}, []string{"sh", "-c", "(setsid sh -c '(sleep 4711 & sleep 4711) &' ); cat /data/a; echo up; sleep 4711"}, EndReady, []string{"a"}},
-		{"stubborn daemons", Options{Period: long, Idle: long, Ready: "up", Grace: 300 * time.Millisecond}, []string{"sh", "-c", "(setsid workload stubborn 4711 &); (setsid workload stubborn 4711 &); cat /data/a; echo up; exec workload stubborn 4711"}, EndReady, []string{"a"}},
-		{"daemons left behind", Options{}, []string{"sh", "-c", "(setsid sh -c '(sleep 4711 & sleep 4711) &' ); cat /data/a"}, EndExit, []string{"a"}},
-		{"full disk", Options{}, []string{"sh", "-c", "cat /data/a; dd if=/dev/zero of=/dev/shm/fill bs=1M; cat /data/b"}, EndExit, []string{"a", "b"}},
-		{"no such binary", Options{}, []string{"/bin/missing"}, EndStart, nil},
-		{"not executable", Options{}, []string{"/data/a"}, EndStart, nil},
-		{"another platform", Options{}, []string{"/data/alien"}, EndStart, nil},
+		{"exit", Options{}, 0, []string{"sh", "-c", "cat /data/a; exit 3"}, EndExit, []string{"a"}},
+		{"crash", Options{}, 0, []string{"workload", "crash"}, EndExit, nil},
+		// Whatever was read last, it was longer ago.
+		{"idle", Options{Idle: 1}, 1, []string{"sh", "-c", "cat /data/a; " + ringBell + "; sleep 4711"}, EndIdle, []string{"a"}},
+		{"period", Options{Period: time.Hour, Idle: -1}, time.Hour, []string{"sh", "-c", "cat /data/a; " + ringBell + "; sleep 4711; cat /data/b"}, EndPeriod, []string{"a"}},
+		{"ready", Options{Ready: "^listening on [0-9]+$"}, 0, []string{"sh", "-c", "cat /data/a; echo; echo listening on 80; sleep 4711; cat /data/b"}, EndReady, []string{"a"}},
+		{"ready on stderr", Options{Ready: "up"}, 0, []string{"sh", "-c", "printf 'is u' >&2; printf p >&2; sleep 4711"}, EndReady, nil},
+		{"ignores TERM", Options{Ready: "stubborn", Grace: time.Hour}, time.Hour, []string{"workload", "stubborn"}, EndReady, nil},
+		{"ends by TERM", Options{Ready: "polite"}, 0, []string{"workload", "polite"}, EndReady, nil},
+		{"daemons", Options{Ready: "up"}, 0, []string{"sh", "-c", daemon + "cat /data/a; echo up; sleep 4711"}, EndReady, []string{"a"}},
+		{"stubborn daemons", Options{Ready: "stubborn", Grace: time.Hour}, time.Hour, []string{"sh", "-c", stubborn + stubborn + "cat /data/a; exec workload stubborn"}, EndReady, []string{"a"}},
+		{"daemons left behind", Options{}, 0, []string{"sh", "-c", daemon + "cat /data/a"}, EndExit, []string{"a"}},
+		{"full disk", Options{}, 0, []string{"sh", "-c", "cat /data/a; dd if=/dev/zero of=/dev/shm/fill bs=1M; cat /data/b"}, EndExit, []string{"a", "b"}},
+		{"no such binary", Options{}, 0, []string{"/bin/missing"}, EndStart, nil},
+		{"not executable", Options{}, 0, []string{"/data/a"}, EndStart, nil},
+		{"another platform", Options{}, 0, []string{"/data/alien"}, EndStart, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := newSandbox(t)
+			rung := s.overOnRing(test.over)
 			s.dataFiles()
 			s.file("/data/late", "")
 			s.file("/data/alien", "\x7fELF nobody's")
 			check(t, os.Chmod(s.lower+"/data/alien", 0o755))
-			var p *profile.Profile
-			var sum Summary
-			within(t, time.Minute, func() { p, sum = s.record(test.opts, test.args...) })
-			noProcess(t, "4711")
+			p, sum := s.record(test.opts, test.args...)
+			s.noProcess()
 			if sum.End != test.end {
 				t.Errorf("ended by %s, want %s", sum.End, test.end)
+			}
+			if n := rung.Load(); (n > 0) != (test.over > 0) {
+				t.Errorf("the workload rang %d times", n)
 			}
 			wantPaths(t, p, test.want...)
 			if (test.end == EndStart) != (sum.Reason != "") || (test.end == EndStart) != (len(p.Files) == 0) {
@@ -76,16 +81,12 @@ func TestFullDisk(t *testing.T) {
 			s := newSandbox(t)
 			s.dataFiles()
 			s.smallDisk()
-			var p *profile.Profile
-			var sum Summary
-			within(t, time.Minute, func() {
-				p, sum = s.record(Options{Period: -1, Idle: -1, Grace: time.Hour}, "sh", "-c", test.script)
-			})
+			p, sum := s.record(Options{}, "sh", "-c", test.script)
 			wantPaths(t, p, "a")
 			if sum.End != EndDisk || !sum.Incomplete() || !strings.Contains(s.stderr.String(), "disk") {
 				t.Errorf("%+v, stderr %q", sum, s.stderr.String())
 			}
-			noProcess(t, "4711")
+			s.noProcess()
 			if left, err := os.ReadDir(s.upper); err != nil || len(left) > 0 {
 				t.Errorf("left on the disk: %v, %v", left, err)
 			}
@@ -105,7 +106,8 @@ func (s *sandbox) smallDisk() {
 // A workload that is cut is run once more. Each run leaves a mark in a directory
 // of the host, for the next to see; what it wrote elsewhere is gone.
 func TestSecondRun(t *testing.T) {
-	const endless = "while :; do i=$((i+1)); : >/new$i; sleep 0.1; done"
+	const period, idle = 2 * time.Hour, time.Hour
+	const endless = ringBell + "; sleep 4711" // its files are new: it is not idle for an hour
 	for _, test := range []struct {
 		name, second string
 		end          End
@@ -120,13 +122,14 @@ func TestSecondRun(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := newSandbox(t)
+			s.overOnRing(period)
 			s.dataFiles()
 			s.smallDisk()
 			marks := t.TempDir()
-			s.binds = []executor.Mount{{Src: bind(marks), Dest: "/marks"}}
+			s.binds = append(s.binds, executor.Mount{Src: bind(marks), Dest: "/marks"})
 			script := "if [ ! -f /marks/1 ]; then : >/marks/1; cat /data/a; : >/left; " + endless + "; fi\n" +
 				": >/marks/2; [ ! -f /left ] || : >/marks/3\n" + test.second
-			p, sum := s.record(Options{Period: 3 * time.Second, Idle: 2900 * time.Millisecond}, "sh", "-c", script)
+			p, sum := s.record(Options{Period: period, Idle: idle}, "sh", "-c", script)
 			wantPaths(t, p, test.want...)
 			if sum.End != test.end || sum.Cut != test.cut || sum.Incomplete() != test.incomplete {
 				t.Errorf("%+v", sum)
@@ -137,7 +140,7 @@ func TestSecondRun(t *testing.T) {
 			if runs, err := os.ReadDir(marks); err != nil || len(runs) != 2 {
 				t.Errorf("marks %v, %v, want 1 and 2", runs, err)
 			}
-			noProcess(t, "4711")
+			s.noProcess()
 			if left, err := os.ReadDir(s.upper); err != nil || len(left) > 0 {
 				t.Errorf("left on the disk: %v, %v", left, err)
 			}
@@ -174,7 +177,7 @@ func TestGracefulEnd(t *testing.T) {
 	s := newSandbox(t)
 	marks := t.TempDir()
 	s.binds = []executor.Mount{{Src: bind(marks), Dest: "/marks"}}
-	s.record(Options{Period: -1, Idle: -1, Ready: "polite"}, "workload", "polite")
+	s.record(Options{Ready: "polite"}, "workload", "polite")
 	if _, err := os.Stat(marks + "/bye"); err != nil {
 		t.Error(err)
 	}
@@ -182,7 +185,6 @@ func TestGracefulEnd(t *testing.T) {
 
 // The log has the output of a workload that failed, and of no other.
 func TestOutput(t *testing.T) {
-	const long = -1
 	for _, test := range []struct {
 		name string
 		opts Options
@@ -195,8 +197,8 @@ func TestOutput(t *testing.T) {
 		{"failed without a word", Options{}, []string{"sh", "-c", "exit 3"}, ""},
 		{"failed after much", Options{}, []string{"sh", "-c", "dd if=/dev/zero bs=1M count=1 2>/dev/null; echo the reason; exit 3"},
 			"the end of its output:\n" + strings.Repeat("\x00", maxTail-len("the reason\n")) + "the reason\n"},
-		{"was stopped", Options{Period: long, Idle: long, Ready: "out"}, []string{"sh", "-c", "trap 'exit 3' TERM; echo out; while :; do sleep 0.1; done"}, ""},
-		{"was killed", Options{Period: long, Idle: long, Ready: "polite", Grace: time.Nanosecond}, []string{"sh", "-c", "trap '' TERM; echo polite; sleep 4711"}, ""},
+		{"was stopped", Options{Ready: "out"}, []string{"sh", "-c", "trap 'exit 3' TERM; echo out; while :; do sleep 0.1; done"}, ""},
+		{"was killed", Options{Ready: "polite"}, []string{"sh", "-c", "trap '' TERM; echo polite; sleep 4711"}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := newSandbox(t)
@@ -211,13 +213,18 @@ func TestOutput(t *testing.T) {
 func TestCancelledBuild(t *testing.T) {
 	s := newSandbox(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	canceled := s.onKnock(cancel)
-	err := s.runContext(ctx, Options{Period: -1, Idle: -1, IgnoreExit: true}, "sh", "-c", knock+"; sleep 4711")
+	canceled := s.onRing(func() {
+		if len(s.processes()) == 0 {
+			t.Error("no process of the sandbox is found")
+		}
+		cancel()
+	})
+	err := s.runContext(ctx, Options{IgnoreExit: true}, "sh", "-c", ringBell+"; sleep 4711")
 	<-canceled
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
-	noProcess(t, "4711")
+	s.noProcess()
 	if _, err := os.Stat(filepath.Join(s.out, ProfileFile)); err == nil {
 		t.Error("a profile was written")
 	}

@@ -37,8 +37,7 @@ func TestRanges(t *testing.T) {
 			t.Run(fmt.Sprintf("%s cached %v", test.name, cached), func(t *testing.T) {
 				s := newSandbox(t)
 				s.largeFile("/data/large", size, 1<<20, cached)
-				// However long it takes on a busy machine.
-				p, sum := s.record(Options{Period: -1, Idle: -1}, test.args...)
+				p, sum := s.record(Options{}, test.args...)
 				if !sum.Ranges {
 					t.Skip("ranges cannot be recorded here")
 				}
@@ -89,7 +88,7 @@ func TestHugePages(t *testing.T) {
 	s.largeFile("/data/large", size, 8<<20, true)
 	before, err := hugeMappings()
 	check(t, err)
-	p, sum := s.record(Options{Period: -1, Idle: -1}, "workload", "mmap", "/data/large", fmt.Sprint(at), "1")
+	p, sum := s.record(Options{}, "workload", "mmap", "/data/large", fmt.Sprint(at), "1")
 	after, err := hugeMappings()
 	check(t, err)
 	if before == after || !sum.Ranges {
@@ -157,7 +156,7 @@ func TestFilesystems(t *testing.T) {
 				if command == "direct" && test.name == "tmpfs" {
 					continue
 				}
-				p, _ := s.record(Options{Period: -1, Idle: -1}, "workload", command, "/data/large", "0x1480000", "4096")
+				p, _ := s.record(Options{}, "workload", command, "/data/large", "0x1480000", "4096")
 				if f := find(t, p, "data/large"); !slices.Equal(f.Ranges, test.want) {
 					t.Errorf("%s: %+v, want %v", command, f, test.want)
 				}

@@ -86,6 +86,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/moby/buildkit/executor"
 	resourcestypes "github.com/moby/buildkit/executor/resources/types"
@@ -141,7 +142,7 @@ func (r *Recorder) Resolve(exec *pb.ExecOp) (*pb.ExecOp, executor.Executor) {
 	if output == nil {
 		return bare, r.inner
 	}
-	return bare, &recording{Executor: r.inner, opts: opts, tracepoints: r.tracepoints}
+	return bare, &recording{Executor: r.inner, opts: opts, tracepoints: r.tracepoints, after: time.After}
 }
 
 // A recording is the executor of one marked command.
@@ -149,6 +150,7 @@ type recording struct {
 	executor.Executor
 	opts        Options
 	tracepoints func() []tracepoint
+	after       func(time.Duration) <-chan time.Time // time.After but in tests
 }
 
 func (r *recording) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (resourcestypes.Recorder, error) {
@@ -156,6 +158,6 @@ func (r *recording) Run(ctx context.Context, id string, root executor.Mount, mou
 	if err != nil {
 		return nil, err
 	}
-	run := run{inner: r.Executor, id: id, mounts: mounts, process: process, opts: r.opts, points: r.tracepoints()}
+	run := run{inner: r.Executor, id: id, mounts: mounts, process: process, opts: r.opts, points: r.tracepoints(), after: r.after}
 	return run.record(ctx, root, output, started)
 }

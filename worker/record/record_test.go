@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/moby/buildkit/executor"
@@ -33,7 +34,7 @@ func TestReads(t *testing.T) {
 		{"hard link", "cat /data/hard; cat /data/link2", []string{"hard", "link2"}},
 		{"repeated", "for i in 1 2 3; do cat /data/a; done", []string{"a"}},
 		{"deleted afterwards", "cat /data/a; rm /data/a", []string{"a"}},
-		{"moved afterwards", "cat /data/a; sleep 1; mv /data/a /data/z", []string{"a"}},
+		{"moved afterwards", "cat /data/a; " + knock + "; mv /data/a /data/z", []string{"a"}},
 		{"replaced afterwards", "cat /data/a; echo new >/data/new; mv /data/new /data/a; cat /data/a", []string{"a"}},
 		{"changed and read", "echo more >>/data/a; cat /data/a", []string{"a"}},
 		{"made here", "echo x >/data/made; cat /data/made; rm /data/made", nil},
@@ -50,6 +51,7 @@ func TestReads(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			s := newSandbox(t)
 			s.dataFiles()
+			s.onRing(func() { s.awaitIgnored("/data/a") })
 			p, sum := s.record(Options{}, "sh", "-c", test.script)
 			wantPaths(t, p, test.want...)
 			if sum.End != EndExit || sum.Overflow || sum.Lost != 0 {
@@ -128,7 +130,7 @@ func TestNothingToLeaveBehind(t *testing.T) {
 	s := newSandbox(t)
 	t.Setenv("TMPDIR", temp)
 	var during []string
-	looked := s.onKnock(func() {
+	looked := s.onRing(func() {
 		var err error
 		if during, err = mountpoints(s.merged); err != nil {
 			t.Error(err)
@@ -137,7 +139,7 @@ func TestNothingToLeaveBehind(t *testing.T) {
 			t.Errorf("temporary files: %v, %v", entries, err)
 		}
 	})
-	s.record(Options{Period: -1, Idle: -1}, "sh", "-c", knock)
+	s.record(Options{}, "sh", "-c", knock)
 	<-looked
 	if len(during) != 2 || during[0] != s.merged || filepath.Base(during[1]) != "rootfs" {
 		t.Errorf("mounted while recording: %q, want %s and the container's root", during, s.merged)
@@ -148,11 +150,13 @@ func TestStep(t *testing.T) {
 	s := newSandbox(t)
 	s.dataFiles()
 	// The rules are not for steps.
-	check(t, s.run(Options{Period: 1, Idle: 1, Ready: "."}, "sh", "-c", "cat /data/a; sleep 0.5; cat /data/b"))
+	asked := false
+	s.after = func(time.Duration) <-chan time.Time { asked = true; return nil }
+	check(t, s.run(Options{Ready: "."}, "sh", "-c", "cat /data/a; cat /data/b"))
 	p, sum := s.result()
 	wantPaths(t, p, "a", "b")
-	if sum.End != EndExit || s.stderr.Len() > 0 {
-		t.Errorf("%+v, stderr %q", sum, s.stderr.String())
+	if sum.End != EndExit || asked || s.stdout.String() != "content of acontent of b" || s.stderr.Len() > 0 {
+		t.Errorf("%+v, a rule has begun: %v, stdout %q, stderr %q", sum, asked, s.stdout.String(), s.stderr.String())
 	}
 }
 
@@ -207,7 +211,7 @@ func TestManyFiles(t *testing.T) {
 	for n := range count {
 		s.file(fmt.Sprintf("/data/%d/%d", n/1000, n), "x")
 	}
-	p, sum := s.record(Options{Period: -1}, "workload", "walk", "/data")
+	p, sum := s.record(Options{}, "workload", "walk", "/data")
 	if got := len(paths(p)); got != count || sum.Overflow || sum.Lost != 0 {
 		t.Errorf("%d of %d files, %+v", got, count, sum)
 	}
@@ -321,13 +325,19 @@ func TestSideBySide(t *testing.T) {
 	// A daemon has one executor for all. GetResolvConf of BuildKit writes a
 	// variable of its package without a lock that several executors share.
 	other.inner = s.inner
+	// Each reads while the other runs.
+	const mine, others = "/between/mine", "/between/others"
+	between := t.TempDir()
+	check(t, errors.Join(unix.Mkfifo(filepath.Join(between, "mine"), 0o600), unix.Mkfifo(filepath.Join(between, "others"), 0o600)))
+	s.binds = []executor.Mount{{Src: bind(between), Dest: "/between"}}
+	other.binds = s.binds
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := other.run(Options{}, "sh", "-c", "cat /data/b; sleep 0.5; cat /data/unread"); err != nil {
+		if err := other.run(Options{}, "sh", "-c", "cat /data/b; echo >"+others+"; read x <"+mine+"; cat /data/unread"); err != nil {
 			t.Error(err)
 		}
 	})
-	p, _ := s.record(Options{}, "sh", "-c", "sleep 0.3; cat /data/a")
+	p, _ := s.record(Options{}, "sh", "-c", "read x <"+others+"; cat /data/a; echo >"+mine)
 	wg.Wait()
 	wantPaths(t, p, "a")
 	p, _ = other.result()

@@ -26,9 +26,9 @@ const (
 // Period and Idle begin with the process's first access: what comes before is the
 // runtime's time.
 // Signals from outside are passed on meanwhile.
-func (o Options) wait(w *watch, outer <-chan syscall.Signal, signals chan<- syscall.Signal, ready, exited <-chan struct{}) End {
+func (r run) wait(w *watch, signals chan<- syscall.Signal, ready, exited <-chan struct{}) End {
 	var period, idle <-chan time.Time
-	seen := w.seen
+	outer, seen := r.process.Signal, w.seen
 	disk := openDisk(w.root)
 	looks := time.NewTicker(diskTime)
 	defer looks.Stop()
@@ -36,12 +36,12 @@ func (o Options) wait(w *watch, outer <-chan syscall.Signal, signals chan<- sysc
 		select {
 		case <-seen:
 			seen = nil
-			period, idle = timer(o.Period), timer(o.Idle)
+			period, idle = r.timer(r.opts.Period), r.timer(r.opts.Idle)
 		case s, ok := <-outer:
 			if !ok {
 				outer = nil
 			} else {
-				sent(signals, s, exited)
+				r.sent(signals, s, exited)
 			}
 		case <-exited:
 			return EndExit
@@ -57,10 +57,10 @@ func (o Options) wait(w *watch, outer <-chan syscall.Signal, signals chan<- sysc
 			return EndPeriod
 		case <-idle:
 			quiet := time.Since(time.Unix(0, w.newest.Load()))
-			if quiet >= o.Idle {
+			if quiet >= r.opts.Idle {
 				return EndIdle
 			}
-			idle = time.After(o.Idle - quiet)
+			idle = r.timer(r.opts.Idle - quiet)
 		}
 	}
 }
@@ -71,23 +71,24 @@ func (o Options) busy(w *watch, at time.Time) bool {
 	return 0 <= o.Idle && o.Idle < o.Period && at.Sub(time.Unix(0, w.newest.Load())) < o.Idle
 }
 
-func timer(d time.Duration) <-chan time.Time {
+// timer fires after d, or never if d is negative.
+func (r run) timer(d time.Duration) <-chan time.Time {
 	if d < 0 {
 		return nil
 	}
-	return time.After(d)
+	return r.after(d)
 }
 
 // stop ends the process through its signals: SIGTERM, SIGKILL after grace, and
 // if that does not help cancel, which makes the executor kill it. With the
 // first process of a pid namespace die the others.
-func stop(init int, grace time.Duration, signals chan<- syscall.Signal, exited <-chan struct{}, cancel func()) {
+func (r run) stop(init int, grace time.Duration, signals chan<- syscall.Signal, exited <-chan struct{}, cancel func()) {
 	if handles(init, syscall.SIGTERM) {
-		if sent(signals, syscall.SIGTERM, exited) && waited(exited, grace) {
+		if r.sent(signals, syscall.SIGTERM, exited) && r.waited(exited, grace) {
 			return
 		}
 	}
-	if sent(signals, syscall.SIGKILL, exited) && waited(exited, killTime) {
+	if r.sent(signals, syscall.SIGKILL, exited) && r.waited(exited, killTime) {
 		return
 	}
 	cancel()
@@ -97,22 +98,22 @@ func stop(init int, grace time.Duration, signals chan<- syscall.Signal, exited <
 // killTime is how long a killed container may take to be gone.
 const killTime = 5 * time.Second
 
-func sent(signals chan<- syscall.Signal, s syscall.Signal, exited <-chan struct{}) bool {
+func (r run) sent(signals chan<- syscall.Signal, s syscall.Signal, exited <-chan struct{}) bool {
 	select {
 	case signals <- s:
 		return true
 	case <-exited:
 		return true
-	case <-time.After(killTime):
+	case <-r.timer(killTime):
 		return false
 	}
 }
 
-func waited(exited <-chan struct{}, d time.Duration) bool {
+func (r run) waited(exited <-chan struct{}, d time.Duration) bool {
 	select {
 	case <-exited:
 		return true
-	case <-timer(d):
+	case <-r.timer(d):
 		return false
 	}
 }

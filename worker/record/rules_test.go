@@ -47,7 +47,7 @@ func TestWait(t *testing.T) {
 				if test.exits > 0 {
 					time.AfterFunc(test.exits, func() { close(exited) })
 				}
-				end := test.opts.wait(w, nil, make(chan syscall.Signal), ready, exited)
+				end := run{opts: test.opts, after: time.After}.wait(w, make(chan syscall.Signal), ready, exited)
 				if after := time.Since(begin); after != test.after {
 					t.Errorf("after %v, want %v", after, test.after)
 				}
@@ -70,7 +70,7 @@ func TestWaitEndsWithTheWatch(t *testing.T) {
 		time.AfterFunc(time.Second, func() { close(w.ended) })
 		exited := make(chan struct{})
 		time.AfterFunc(time.Hour, func() { close(exited) })
-		if end := (Options{Period: time.Second, Idle: time.Second}).wait(w, nil, make(chan syscall.Signal), nil, exited); end != EndWatch {
+		if end := (run{opts: Options{Period: time.Second, Idle: time.Second}, after: time.After}).wait(w, make(chan syscall.Signal), nil, exited); end != EndWatch {
 			t.Errorf("ended by %s, want %s", end, EndWatch)
 		}
 	})
@@ -110,7 +110,7 @@ func TestStop(t *testing.T) {
 						}
 					}
 				}()
-				stop(0, test.grace, signals, exited, func() { close(cancelled) })
+				run{after: time.After}.stop(0, test.grace, signals, exited, func() { close(cancelled) })
 				if after := time.Since(begin); after != test.after {
 					t.Errorf("after %v, want %v", after, test.after)
 				}

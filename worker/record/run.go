@@ -25,6 +25,7 @@ type run struct {
 	process executor.ProcessInfo
 	opts    Options
 	points  []tracepoint
+	after   func(time.Duration) <-chan time.Time
 }
 
 func (r run) record(ctx context.Context, root executor.Mount, output executor.Mountable, started chan<- struct{}) (resourcestypes.Recorder, error) {
@@ -148,7 +149,7 @@ func (r run) workload(ctx context.Context, w *watch, root executor.Mount, starte
 	tapped.process.Stdout, tapped.process.Stderr, tapped.process.Signal = stdout, stderr, signals
 
 	p := tapped.start(inner, w, root, started)
-	end := r.opts.wait(w, r.process.Signal, signals, ready, p.exited)
+	end := r.wait(w, signals, ready, p.exited)
 	ended := time.Now()
 	s := w.stop()
 	if end != EndExit {
@@ -156,7 +157,7 @@ func (r run) workload(ctx context.Context, w *watch, root executor.Mount, starte
 		if end == EndDisk {
 			grace = 0
 		}
-		stop(int(w.init.Load()), grace, signals, p.exited, cancel)
+		r.stop(int(w.init.Load()), grace, signals, p.exited, cancel)
 	}
 	<-p.exited
 	if ctx.Err() != nil && p.err != nil {
