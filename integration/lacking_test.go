@@ -66,6 +66,54 @@ func TestProfileWithoutFanotify(t *testing.T) {
 	}
 }
 
+// A RUN step that cannot be recorded is an ordinary one: its output, what it leaves
+// and its exit code are those of any. A line of its log says why, and so does the
+// build, once for all steps.
+func TestStepsWithoutFanotify(t *testing.T) {
+	needs(t)
+	dir := writeFiles(t, map[string]string{
+		"Dockerfile": "FROM " + busybox(t) + `
+COPY used unused /
+RUN cat /used >/made; cat /made; echo complaint >&2
+ARG CODE=0
+RUN cat /made /made >/twice; exit $CODE
+`,
+		"used": "used\n", "unused": "unused\n",
+	})
+	repo := repository(t)
+	// Builds of several daemons make the same files but for their times.
+	build := func(d *daemon, tag, workload, code string) (*progress, error) {
+		return d.tryBuild(t, dir, "--build-arg", "SOURCE_DATE_EPOCH=1750000000", "--build-arg", "CODE="+code,
+			"--output", profiled(repo+":"+tag, "estargz-profile="+workload, reproducible))
+	}
+	_, err := build(startDaemon(t, ours), "ordinary", "none", "0")
+	require.NoError(t, err)
+	ordinary := onlyImage(t, repo+":ordinary").Descriptor.Digest
+	for _, c := range []struct{ errno, call, reason string }{
+		{"ENOSYS", "fanotify_init", "fanotify: function not implemented"},
+		{"EPERM", "fanotify_init", "without CAP_SYS_ADMIN"},
+		{"EINVAL", "fanotify_mark", "fanotify: mark on the root filesystem: invalid argument"},
+		{"ENODEV", "fanotify_mark", "fanotify: mark on the root filesystem: no such device"},
+	} {
+		t.Run(c.call+" "+c.errno, func(t *testing.T) {
+			d := startDaemon(t, lacking(t, c.errno, c.call))
+			p, err := build(d, c.errno, "run", "0")
+			require.NoError(t, err)
+			requireNotRecorded(t, p, repo+":"+c.errno, c.reason)
+			require.Equal(t, ordinary, onlyImage(t, repo+":"+c.errno).Descriptor.Digest)
+			logs := p.logs.String()
+			for _, line := range []string{"used\n", "complaint\n"} {
+				require.Equal(t, 1, strings.Count(logs, line), "%q in %s", line, logs)
+			}
+			require.Equal(t, 2, strings.Count(logs, "not recorded: "), "a line for each step: %s", logs)
+			require.Equal(t, 2, strings.Count(logs, c.reason), logs)
+
+			_, err = build(d, "failed", "run", "7")
+			require.ErrorContains(t, err, "did not complete successfully: exit code: 7")
+		})
+	}
+}
+
 // Where only parts of files cannot be told apart, files are recorded as whole ones.
 func TestProfileWithoutRanges(t *testing.T) {
 	needs(t)

@@ -1,6 +1,6 @@
 // Lacking runs a command for which system calls fail, as if the kernel did not
-// have them (ENOSYS), did not know their arguments (EINVAL), or did not allow them
-// (EPERM). It is used by the tests.
+// have them (ENOSYS), did not know their arguments (EINVAL), could not do it for the
+// filesystem (ENODEV), or did not allow them (EPERM). It is used by the tests.
 //
 //	lacking ENOSYS fanotify_init,openat2 command args...
 package main
@@ -17,7 +17,7 @@ import (
 )
 
 var (
-	errnos = map[string]unix.Errno{"ENOSYS": unix.ENOSYS, "EINVAL": unix.EINVAL, "EPERM": unix.EPERM}
+	errnos = map[string]unix.Errno{"ENOSYS": unix.ENOSYS, "EINVAL": unix.EINVAL, "ENODEV": unix.ENODEV, "EPERM": unix.EPERM}
 	calls  = map[string]uint32{
 		"fanotify_init":   unix.SYS_FANOTIFY_INIT,
 		"fanotify_mark":   unix.SYS_FANOTIFY_MARK,
