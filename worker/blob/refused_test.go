@@ -7,11 +7,14 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // What is refused for good ends at once, after a second request with fresh
@@ -53,32 +56,41 @@ func TestRefused(t *testing.T) {
 // What may come back is waited for, but not for ever.
 func TestDeadline(t *testing.T) {
 	const deadline = 400 * time.Millisecond
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, closed.Close())
 	for name, c := range map[string]struct {
-		host docker.RegistryHost
-		says string
+		trouble trouble // none: nobody listens
+		says    string
 	}{
-		"unavailable":  {serve(t, nil, status(503)).host(), "503 Service Unavailable"},
-		"rate limit":   {serve(t, nil, status(429, "Retry-After", "3600")).host(), "429 Too Many Requests"},
-		"silent":       {serve(t, nil, func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true }).host(), "no byte came for "},
-		"gone":         {docker.RegistryHost{Scheme: "http", Host: closed.Addr().String(), Capabilities: docker.HostCapabilityPull}, "connection refused"},
-		"wrong answer": {serve(t, nil, partial("bytes 1-10/11", 10)).host(), "wrong answer: asked for bytes=0-9, got bytes=1-10"},
+		"unavailable":  {status(503), "503 Service Unavailable"},
+		"rate limit":   {status(429, "Retry-After", "3600"), "429 Too Many Requests"},
+		"silent":       {func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true }, "no byte came for "},
+		"gone":         {nil, "connection refused"},
+		"wrong answer": {partial("bytes 1-10/11", 10), "wrong answer: asked for bytes=0-9, got bytes=1-10"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			l := NewLine(Options{Deadline: deadline, Stall: 50 * time.Millisecond})
-			start := time.Now()
-			e := wantError(t, l.Open(someDigest, source(c.host)))
-			require.GreaterOrEqual(t, time.Since(start), deadline)
-			require.True(t, e.Temporary())
-			require.Equal(t, c.host.Host, e.Host)
-			require.ErrorContains(t, e, "gave up after 400ms: ")
-			require.ErrorContains(t, e, c.says)
-			require.EqualValues(t, 1, l.Stats().Failures)
+			synctest.Test(t, func(t *testing.T) {
+				h := (&inProcess{serve: (&registry{troubles: []trouble{c.trouble}}).ServeHTTP}).host()
+				if c.trouble == nil {
+					h.Client.Transport = refusing{}
+				}
+				l := NewLine(Options{Deadline: deadline, Stall: 50 * time.Millisecond})
+				start := time.Now()
+				e := wantError(t, l.Open(someDigest, source(h)))
+				require.GreaterOrEqual(t, time.Since(start), deadline)
+				require.True(t, e.Temporary())
+				require.Equal(t, h.Host, e.Host)
+				require.ErrorContains(t, e, "gave up after 400ms: ")
+				require.ErrorContains(t, e, c.says)
+				require.EqualValues(t, 1, l.Stats().Failures)
+			})
 		})
 	}
+}
+
+// refusing fails as a host does on which nobody listens.
+type refusing struct{}
+
+func (refusing) RoundTrip(*http.Request) (*http.Response, error) {
+	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", unix.ECONNREFUSED)}
 }
 
 // A registry that comes back within the deadline is all right.

@@ -105,6 +105,11 @@ func (r *registry) open(o Options) *Blob {
 	return NewLine(o).Open(r.digest(), source(r.host()))
 }
 
+// openInProcess is open without a network, for a registry that serve did not make.
+func (r *registry) openInProcess(o Options) *Blob {
+	return NewLine(o).Open(r.digest(), source((&inProcess{serve: r.ServeHTTP}).host()))
+}
+
 func (r *registry) digest() digest.Digest { return digest.FromBytes(r.blob) }
 
 // read reads a range to its end.

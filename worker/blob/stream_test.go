@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -107,20 +108,25 @@ func TestTemporaryFaults(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := serve(t, blob, c.trouble)
-			o := Options{}
-			if strings.HasPrefix(name, "stalled") {
-				o.Stall = 200 * time.Millisecond
+			check := func(t *testing.T, r *registry, b *Blob) {
+				wantRange(t, b, blob, 0, size)
+				require.EqualValues(t, c.retries, b.line.Stats().Retries)
+				require.Zero(t, b.line.Stats().Failures)
+				ranges := r.ranges()
+				require.Len(t, ranges, c.retries+1)
+				if c.resumes {
+					require.NotContains(t, ranges[1:], ranges[0])
+				}
 			}
-			b := r.open(o)
-			wantRange(t, b, blob, 0, size)
-			require.EqualValues(t, c.retries, b.line.Stats().Retries)
-			require.Zero(t, b.line.Stats().Failures)
-			ranges := r.ranges()
-			require.Len(t, ranges, c.retries+1)
-			if c.resumes {
-				require.NotContains(t, ranges[1:], ranges[0])
+			if !strings.HasPrefix(name, "stalled") {
+				r := serve(t, blob, c.trouble)
+				check(t, r, r.open(Options{}))
+				return
 			}
+			synctest.Test(t, func(t *testing.T) {
+				r := &registry{blob: blob, troubles: []trouble{c.trouble}}
+				check(t, r, r.openInProcess(Options{}))
+			})
 		})
 	}
 }
@@ -154,22 +160,24 @@ func TestCancel(t *testing.T) {
 		"between attempts": status(503, "Retry-After", "1000"),
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			r := serve(t, blob, f)
-			b := r.open(Options{})
-			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-			defer cancel()
-			_, err := read(ctx, b.With(Wanted), 0, 100_000)
-			require.ErrorIs(t, err, context.DeadlineExceeded)
-			var e *Error
-			require.ErrorAs(t, err, &e)
-			require.Equal(t, r.name(), e.Host)
-			require.True(t, e.Temporary())
-			require.Zero(t, b.line.Stats().Failures)
-			require.Zero(t, b.line.Stats().Running)
-			if name == "between attempts" {
-				require.ErrorContains(t, err, "503 Service Unavailable")
-			}
+			synctest.Test(t, func(t *testing.T) {
+				r := &registry{blob: blob, troubles: []trouble{f}}
+				b := r.openInProcess(Options{})
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+				defer cancel()
+				_, err := read(ctx, b.With(Wanted), 0, 100_000)
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+				var e *Error
+				require.ErrorAs(t, err, &e)
+				require.Equal(t, "registry.example", e.Host)
+				require.True(t, e.Temporary())
+				require.Len(t, r.seen(), 1)
+				require.Zero(t, b.line.Stats().Failures)
+				require.Zero(t, b.line.Stats().Running)
+				if name == "between attempts" {
+					require.ErrorContains(t, err, "503 Service Unavailable")
+				}
+			})
 		})
 	}
 }

@@ -103,7 +103,7 @@ func TestFullDisk(t *testing.T) {
 	require.False(t, mounted.Complete())
 	<-free
 	free <- total
-	require.Eventually(t, mounted.Complete, 30*time.Second, 10*time.Millisecond)
+	require.Eventually(t, mounted.Complete, time.Minute, 10*time.Millisecond)
 }
 
 // A layer that asks for room while it is stopped does not keep the others from
@@ -131,7 +131,7 @@ func TestCloseWhileFetching(t *testing.T) {
 	select {
 	case err := <-closed:
 		require.NoError(t, err)
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		require.FailNow(t, "Close hangs")
 	}
 }
