@@ -137,6 +137,47 @@ func TestLazyCache(t *testing.T) {
 	require.Less(t, p.bytes.Load(), int64(8_000_000), "bytes read of a cache of 16 MB")
 }
 
+// Two daemons that share nothing but a cache in a registry: each takes from it what
+// the other has built, and a step of the second one fetches what it reads.
+func TestTwoDaemons(t *testing.T) {
+	needs(t)
+	p := countingProxy(t)
+	image := p.address + "/" + repositoryName(t)
+	one, two := startDaemon(t, ours), startLazy(t, onDemand)
+	build := func(d *daemon, tag, last string) *progress {
+		dir := writeFiles(t, map[string]string{"Dockerfile": "FROM " + busybox(t) +
+			"\nRUN hardfiles random /large 16000000 1 && echo hello >/hello\nRUN " + last + "\n"})
+		return d.build(t, dir, "--output", estargz(image+":"+tag),
+			"--cache-from", "type=registry,ref="+image+":cache", "--cache-to", maxCache(image+":cache"))
+	}
+	isCached := func(p *progress, step string) bool {
+		for _, v := range p.steps() {
+			if strings.Contains(v.Name, step) {
+				return v.Cached
+			}
+		}
+		require.Fail(t, "no such step", p.text())
+		return false
+	}
+	require.False(t, isCached(build(one, "first", "cat /hello"), "random"))
+	fetched := p.bytes.Load()
+	built := build(two, "second", "cat /hello /hello")
+	require.True(t, isCached(built, "random"))
+	require.Contains(t, built.logs.String(), "hello\nhello\n")
+	require.Less(t, p.bytes.Load()-fetched, int64(8_000_000), "bytes fetched of a cached step of 16 MB")
+	require.True(t, isCached(build(one, "third", "cat /hello /hello"), "cat"))
+	requireEStargz(t, image+":second")
+	require.Equal(t, layerDigests(t, image+":second"), layerDigests(t, image+":third"))
+}
+
+func layerDigests(t *testing.T, image string) (digests []string) {
+	t.Helper()
+	for _, layer := range onlyImage(t, image).Manifest.Layers {
+		digests = append(digests, layer.Digest.String())
+	}
+	return digests
+}
+
 // Which network a workload has is asked for.
 func TestProfileNetwork(t *testing.T) {
 	needs(t)
