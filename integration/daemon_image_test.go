@@ -18,7 +18,13 @@ const revision = "0123456789abcdef0123456789abcdef01234567"
 // bake builds a target of docker-bake.hcl.
 func (d *daemon) bake(t *testing.T, registry, target string, args ...string) string {
 	t.Helper()
-	cmd := d.command(t.Context(), "buildx", append([]string{"bake", "--progress=plain", target}, args...)...)
+	return d.bakeWith(t, registry, "buildx", append([]string{"bake", "--progress=plain", target}, args...)...)
+}
+
+// bakeWith runs a command that builds a target of docker-bake.hcl.
+func (d *daemon) bakeWith(t *testing.T, registry, name string, args ...string) string {
+	t.Helper()
+	cmd := d.command(t.Context(), name, args...)
 	cmd.Dir = ".."
 	cmd.Env = append(cmd.Env,
 		"REGISTRY="+registry, "REVISION="+revision, "SOURCE_DATE_EPOCH=1234567890",
@@ -58,11 +64,12 @@ func builtOutside(t *testing.T) string {
 func TestDaemonImage(t *testing.T) {
 	needs(t)
 	registry, outside := repository(t), builtOutside(t)
-	build := func() string {
-		startDaemon(t, ours).bake(t, registry, "image", "--set", "image.contexts.build="+outside)
-		return registry + "/buildkitd-esgz:latest"
+	build := func() (d *daemon, image string) {
+		d = startDaemon(t, ours)
+		d.bake(t, registry, "image", "--set", "image.contexts.build="+outside)
+		return d, registry + "/buildkitd-esgz:latest"
 	}
-	image := build()
+	_, image := build()
 	requireEStargz(t, image)
 	first := onlyImage(t, image)
 
@@ -95,6 +102,13 @@ func TestDaemonImage(t *testing.T) {
 		// In a network of its own, where the CNI plugins make a bridge.
 		testDaemonless(t, p, "--privileged", "--network", "none", "--env", "BUILDKITD_FLAGS=--oci-worker-net=bridge", image)
 	})
+	t.Run("kubernetes driver", func(t *testing.T) {
+		testKubernetesDriver(t, image, "requests.cpu=1", "--buildkitd-flags", "--oci-worker-snapshotter=stargz")
+	})
+	t.Run("kubernetes manifest", func(t *testing.T) {
+		name, g := testKubernetesManifest(t, image, "buildkitd.yaml", "statefulsets/buildkitd")
+		g.requireLazy(t, name)
+	})
 	t.Run("git", func(t *testing.T) {
 		// Commands of git that are programs of their own, or scripts.
 		p.runOnce(t, "--network", "none", "--entrypoint", "sh", image, "-euxc", `
@@ -108,7 +122,8 @@ func TestDaemonImage(t *testing.T) {
 		`)
 	})
 	t.Run("reproducible", func(t *testing.T) {
-		require.Equal(t, first.Descriptor.Digest, onlyImage(t, build()).Descriptor.Digest)
+		_, again := build()
+		require.Equal(t, first.Descriptor.Digest, onlyImage(t, again).Descriptor.Digest)
 	})
 }
 
@@ -201,6 +216,12 @@ func TestDaemonImageRootless(t *testing.T) {
 		inside.buildx(t, "create", "--name", "test", "--driver", "remote", inside.address())
 		require.Equal(t, want, sum(t, inside.build(t, upon(t, g.address+"/"+name, sumAll))))
 		g.requireLazy(t, name)
+	})
+	t.Run("kubernetes driver", func(t *testing.T) {
+		testKubernetesDriver(t, image, "rootless=true", "--buildkitd-flags", "--config=/etc/buildkit/buildkitd.toml")
+	})
+	t.Run("kubernetes manifest", func(t *testing.T) {
+		testKubernetesManifest(t, image, "rootless.yaml", "deployments/buildkitd-rootless")
 	})
 }
 
