@@ -69,7 +69,7 @@ func TestDaemonImage(t *testing.T) {
 		d.bake(t, registry, "image", "--set", "image.contexts.build="+outside)
 		return d, registry + "/buildkitd-esgz:latest"
 	}
-	_, image := build()
+	d, image := build()
 	requireEStargz(t, image)
 	first := onlyImage(t, image)
 
@@ -102,6 +102,7 @@ func TestDaemonImage(t *testing.T) {
 		// In a network of its own, where the CNI plugins make a bridge.
 		testDaemonless(t, p, "--privileged", "--network", "none", "--env", "BUILDKITD_FLAGS=--oci-worker-net=bridge", image)
 	})
+	t.Run("docker-container", func(t *testing.T) { testDockerContainer(t, d, outside) })
 	t.Run("kubernetes driver", func(t *testing.T) {
 		testKubernetesDriver(t, image, "requests.cpu=1", "--buildkitd-flags", "--oci-worker-snapshotter=stargz")
 	})

@@ -21,7 +21,10 @@ var elsewhere = map[string]string{
 	"BUILDKITD_ESGZ_DAEMON=": "would run other tests inside this one",
 	"go install ":            "needs a published version; hack/tools builds the same package",
 	"docker login ":          "the tests of credentials log in, see lazy_credentials_test.go",
-	"docker buildx create --name esgz --use --driver docker-container": "needs a Docker engine",
+	"PLATFORMS=linux/amd64 docker buildx bake image":       "TestDaemonImage runs it",
+	"docker buildx create --name esgz --driver kubernetes": "TestDaemonImage does as much",
+	"kubectl ": "TestDaemonImage applies the manifests",
+	"docker buildx create --name esgz --use --driver docker-container": "TestDaemonImage runs it on a Docker engine",
 }
 
 // TestDocs runs the commands that the documentation shows, page by page and in
