@@ -54,8 +54,9 @@ const (
 	// bytes of its blob or more for a file, which takes 130 here.
 	maxIndex = 384 << 20
 
-	maxNameSize  = unix.NAME_MAX
-	maxXattrSize = 64 << 10 // XATTR_SIZE_MAX
+	maxNameSize   = unix.NAME_MAX
+	maxXattrSize  = 64 << 10 // XATTR_SIZE_MAX
+	maxXattrNames = 64 << 10 // XATTR_LIST_MAX
 
 	whiteout       = ".wh."
 	whiteoutOpaque = ".wh..wh..opq"

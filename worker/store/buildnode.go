@@ -70,8 +70,12 @@ func makedev(major, minor int) (uint32, error) {
 
 func (b *builder) setXattrs(f *node, xattrs map[string][]byte) error {
 	var p []byte
+	names := 0
 	for _, name := range slices.Sorted(maps.Keys(xattrs)) {
 		value := xattrs[name]
+		if names += len(name) + 1; names > maxXattrNames {
+			return fmt.Errorf("%d xattrs with names of more than %d bytes together, which Linux does not list", len(xattrs), maxXattrNames)
+		}
 		if name == "" || len(name) > maxNameSize || strings.IndexByte(name, 0) >= 0 || len(value) > maxXattrSize {
 			return fmt.Errorf("xattr %.100q of %d bytes: Linux takes names of 1 to %d bytes, values up to %d", name, len(value), maxNameSize, maxXattrSize)
 		}

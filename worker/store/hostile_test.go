@@ -94,6 +94,7 @@ func TestHostileTOCsAreRefused(t *testing.T) {
 		"long xattr":             {`{"name":"f","type":"reg","xattrs":{"` + strings.Repeat("x", 256) + `":""}}`, "Linux takes names of 1 to 255"},
 		"empty xattr":            {`{"name":"f","type":"reg","xattrs":{"":""}}`, `xattr ""`},
 		"large xattr":            {`{"name":"f","type":"reg","xattrs":{"a":"` + strings.Repeat("AAAA", 21846) + `"}}`, "of 65538 bytes"},
+		"too many xattrs":        {`{"name":"f","type":"reg","xattrs":{` + strings.TrimSuffix(manyXattrs(10_000), ",") + `}}`, "which Linux does not list"},
 		"offset behind the TOC":  {reg(`"size":1,"offset":%d`, at), "before its TOC at"},
 		"negative offset":        {reg(`"size":1,"offset":-1`), "offset -1"},
 		"offsets out of order":   {reg(`"size":1,"offset":20`) + "," + reg(`"size":1,"offset":10`), "offset 10: want them in the order of the blob, from 20"},
@@ -122,6 +123,14 @@ func TestHostileTOCsAreRefused(t *testing.T) {
 			require.ErrorContains(t, err, c.want)
 		})
 	}
+}
+
+func manyXattrs(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, `"user.%d":"",`, i)
+	}
+	return b.String()
 }
 
 // TestEscapesStayInside has names that lead out of the layer.

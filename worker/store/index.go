@@ -293,7 +293,8 @@ func nextXattr(p []byte) (name string, value, rest []byte) {
 	return string(p[:n]), p[n:][:v:v], p[n+v:]
 }
 
+// xattrsAt returns a part of the mapping: its caller holds on to the index.
 func (x *index) xattrsAt(at uint32) []byte {
-	n := binary.NativeEndian.Uint32(x.textAt(at, 4))
-	return x.textAt(at+4, n)
+	n := binary.NativeEndian.Uint32(x.text[at:])
+	return x.text[at+4:][:n]
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"iter"
+	"runtime"
 	"time"
 )
 
@@ -80,13 +81,17 @@ func (l *Layer) Readlink(n Node) string {
 	return string(l.index.textAt(f.First, f.Count))
 }
 
-// Xattrs returns the extended attributes of a node in the order of their names.
+// Xattrs returns the extended attributes of a node in the order of their names. A
+// value must not be changed, or be used after the layer. Nothing is copied: a file
+// with megabytes of values may have as many names as the layer has room for, and the
+// kernel asks for each.
 func (l *Layer) Xattrs(n Node) iter.Seq2[string, []byte] {
 	return func(yield func(string, []byte) bool) {
 		at := l.index.node(n).Xattrs
 		if at == 0 {
 			return
 		}
+		defer runtime.KeepAlive(l.index)
 		for p := l.index.xattrsAt(at); len(p) > 0; {
 			var name string
 			var value []byte
