@@ -44,6 +44,7 @@ var benchmarks = []benchmark{
 	{"record", "Steps while their reads are recorded", recordSteps},
 	{"lazy", "Building upon images that are not here", lazy},
 	{"idle", "Daemons that have nothing to do", idle},
+	{"hostile", "Layers that are made to cost much", hostile},
 }
 
 type benchmark struct {
