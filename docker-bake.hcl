@@ -4,6 +4,7 @@
 # docker buildx bake cross           the same for each platform
 # docker buildx bake test            the unit tests that need no rights
 # docker buildx bake demo            the demo image, as hack/demo builds it
+# docker buildx bake convert         the image SOURCE as eStargz, pushed as TARGET
 #
 # The same inputs give images with the same digest. They are told their commit and
 # its time by the environment:
@@ -56,9 +57,17 @@ variable "SBOM_GENERATOR" {
   default = "docker/buildkit-syft-scanner:stable-1"
 }
 
-# Whose reads come first in the layers of the demo image.
+# Whose reads come first in the layers of the demo image, and of a converted one.
 variable "PROFILE" {
   default = "entrypoint"
+}
+
+variable "SOURCE" {
+  default = ""
+}
+
+variable "TARGET" {
+  default = ""
 }
 
 target "_args" {
@@ -123,5 +132,14 @@ target "demo" {
   }
   output = [
     "type=registry,name=${REGISTRY}/demo:${TAG},compression=estargz,force-compression=true,oci-mediatypes=true,estargz-profile=${PROFILE}",
+  ]
+}
+
+# The Dockerfile is for a builder that does not know estargz-convert. All platforms
+# of the source are converted, unless convert.platform is set.
+target "convert" {
+  dockerfile-inline = "FROM ${SOURCE}"
+  output = [
+    "type=registry,name=${TARGET},compression=estargz,force-compression=true,oci-mediatypes=true,estargz-profile=${PROFILE},estargz-convert=${SOURCE}",
   ]
 }

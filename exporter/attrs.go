@@ -17,7 +17,10 @@ import (
 // prefix begins the attributes that are ours alone.
 const prefix = "estargz-"
 
-const attrReorder = prefix + "reorder"
+const (
+	attrReorder = prefix + "reorder"
+	attrConvert = prefix + "convert"
+)
 
 // Attributes of BuildKit's that mean something here.
 const (
@@ -58,6 +61,8 @@ var own = map[string]func(s *settings, value string) error{
 		}
 		return errors.New("give new, which leaves layers with a landmark as they are, or all")
 	},
+	// The frontend acts on it.
+	attrConvert: func(*settings, string) error { return nil },
 }
 
 // wantsEStargz says whether eStargz is the compression that attrs ask for.
@@ -108,12 +113,13 @@ func refuseOwn(attrs map[string]string, why string) error {
 	return nil
 }
 
-// refuseOrder is for a build cache, whose layers stay in the order of their tars.
-func refuseOrder(attrs map[string]string) error {
-	order := append(profile.Attributes(), attrReorder)
+// refuseImages is for a build cache, whose layers stay in the order of their tars
+// and are no image.
+func refuseImages(attrs map[string]string) error {
+	ofImages := append(profile.Attributes(), attrReorder, attrConvert)
 	for _, k := range ownIn(attrs) {
-		if slices.Contains(order, k) {
-			return fmt.Errorf("%s=%s: the layers of a cache are in no order; give it to -o", k, attrs[k])
+		if slices.Contains(ofImages, k) {
+			return fmt.Errorf("%s=%s: a cache is no image, and its layers are in no order; give it to -o", k, attrs[k])
 		}
 	}
 	return nil

@@ -36,7 +36,7 @@ func TestRefused(t *testing.T) {
 		at    []string
 		want  []string
 	}{
-		{"unknown", with(attrs{"estargz-chonk-size": "1"}), all, []string{"estargz-chonk-size=1", "estargz-chunk-size, estargz-min-chunk-size", "estargz-profile-cmd"}},
+		{"unknown", with(attrs{"estargz-chonk-size": "1"}), all, []string{"estargz-chonk-size=1", "estargz-chunk-size, estargz-convert, estargz-min-chunk-size", "estargz-profile-cmd"}},
 		{"bad profile", with(attrs{"estargz-profile": "everything"}), images, []string{"estargz-profile=everything", "entrypoint, run, stage"}},
 		{"bad reorder", with(attrs{"estargz-reorder": "some"}), images, []string{"estargz-reorder=some", "new"}},
 		{"reordered cache", with(attrs{"estargz-reorder": "all"}), all[3:], []string{"estargz-reorder=all", "give it to -o"}},

@@ -24,7 +24,7 @@ func WrapCache(name string, resolve remotecache.ResolveCacheExporterFunc, pool *
 			}
 			return resolve(ctx, g, attrs)
 		}
-		if err := refuseOrder(attrs); err != nil {
+		if err := refuseImages(attrs); err != nil {
 			return nil, err
 		}
 		if !wantsEStargz(attrs) {

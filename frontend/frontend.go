@@ -26,6 +26,7 @@ import (
 	"maps"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/session"
@@ -46,6 +47,8 @@ type Options struct {
 	Judge func(summary []byte) Verdict
 	// Platforms returns which platforms can run here.
 	Platforms func() []ocispecs.Platform
+	// Content has the manifests of the images that the bridge has resolved.
+	Content content.Provider
 }
 
 // A Marker makes the worker record commands. Nobody else can make its marks.
@@ -110,6 +113,11 @@ func (f *Frontend) Solve(ctx context.Context, bridge frontend.FrontendLLBBridge,
 	if _, question := opt[keySubrequest]; wish == nil || question {
 		return inner(ctx, bridge, opt)
 	}
+	if wish.source != "" {
+		inner = func(ctx context.Context, bridge frontend.FrontendLLBBridge, opt map[string]string) (*frontend.Result, error) {
+			return f.convert(ctx, bridge, wish, opt, sid)
+		}
+	}
 	return f.profiled(ctx, &call{
 		wish: wish, began: time.Now(), build: &build{}, bridge: bridge, opt: maps.Clone(opt), sid: sid, inner: inner,
 	})
@@ -142,7 +150,7 @@ func (f *Frontend) profiled(ctx context.Context, c *call) (_ *frontend.Result, e
 			release(ctx, res)
 		}
 	}()
-	if res == nil || res.IsEmpty() {
+	if res == nil || res.IsEmpty() || len(c.requests) == 0 {
 		return res, nil
 	}
 	defer c.releaseStages(ctx)

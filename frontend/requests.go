@@ -36,6 +36,8 @@ type Requests struct {
 type wish struct {
 	// requests are those that want a profile, each once.
 	requests []*profile.Request
+	// source is the image to convert, "" to build what the frontend builds.
+	source string
 	// exportsCache says that the profile has to be part of the build cache
 	// that goes elsewhere.
 	exportsCache bool
@@ -65,14 +67,13 @@ func (r *Requests) UnaryServerInterceptor(ctx context.Context, req any, info *gr
 // begin remembers what a build wants until end. The returned context is for
 // frontends that run within the call itself.
 func (r *Requests) begin(ctx context.Context, req *controlapi.SolveRequest) (_ context.Context, end func(), err error) {
-	requests, err := r.parse(req)
+	w, err := r.parse(req)
 	if err != nil {
 		return nil, nil, err
 	}
-	if len(requests) == 0 {
+	if len(w.requests) == 0 && w.source == "" {
 		return ctx, func() {}, nil
 	}
-	w := &wish{requests: requests, exportsCache: exportsCache(req.Cache)}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, known := r.byRef[req.Ref]; known {
@@ -103,8 +104,8 @@ func (r *Requests) of(ctx context.Context) *wish {
 // parse returns what the exporters want. Those that a session adds are not among
 // them: BuildKit asks for them when the build is over, so that their layers stay
 // in the order of their tars.
-func (r *Requests) parse(req *controlapi.SolveRequest) ([]*profile.Request, error) {
-	var wanted []*profile.Request
+func (r *Requests) parse(req *controlapi.SolveRequest) (*wish, error) {
+	w := &wish{exportsCache: exportsCache(req.Cache)}
 	for _, e := range exporters(req) {
 		if e.attrs["compression"] != r.compression || !writesLayers(e.kind) {
 			continue
@@ -116,12 +117,35 @@ func (r *Requests) parse(req *controlapi.SolveRequest) ([]*profile.Request, erro
 		if err := possible(one, e.attrs, req); err != nil {
 			return nil, err
 		}
+		if err := w.convert(e.attrs, req); err != nil {
+			return nil, err
+		}
 		same := func(other *profile.Request) bool { return reflect.DeepEqual(one, other) }
-		if usesFrontend(req) && !one.None() && !slices.ContainsFunc(wanted, same) {
-			wanted = append(wanted, one)
+		if usesFrontend(req) && !one.None() && !slices.ContainsFunc(w.requests, same) {
+			w.requests = append(w.requests, one)
 		}
 	}
-	return wanted, nil
+	return w, nil
+}
+
+// convert takes the image to convert, which is one for all exporters of a build.
+func (w *wish) convert(attrs map[string]string, req *controlapi.SolveRequest) error {
+	value, given := attrs[attrConvert]
+	if !given {
+		return nil
+	}
+	if !usesFrontend(req) {
+		return fmt.Errorf("%s: a build that is given as LLB is of something else; give a frontend, which is not called", attrConvert)
+	}
+	source, err := parseSource(value)
+	if err != nil {
+		return err
+	}
+	if w.source != "" && w.source != source {
+		return fmt.Errorf("%s: a build converts one image, not both %s and %s", attrConvert, w.source, source)
+	}
+	w.source = source
+	return nil
 }
 
 // writesLayers tells whether an exporter has any use for a profile. Those that
@@ -136,6 +160,8 @@ func possible(r *profile.Request, attrs map[string]string, req *controlapi.Solve
 		return nil
 	case !usesFrontend(req) && profile.Asked(attrs):
 		return fmt.Errorf("estargz-profile: a build that is given as LLB has no image to run; build with a frontend, or leave the attribute out")
+	case attrs[attrConvert] != "" && profile.Asked(attrs) && (r.Run || r.Stage):
+		return fmt.Errorf("estargz-profile: an image that is converted has no RUN steps and no stages; give entrypoint or none")
 	case r.Network == profile.HostNetwork && !slices.Contains(req.Entitlements, string(entitlements.EntitlementNetworkHost)):
 		return fmt.Errorf("estargz-profile-network=%s: needs --allow %s", r.Network, entitlements.EntitlementNetworkHost)
 	}

@@ -47,6 +47,9 @@ func TestBadAttributes(t *testing.T) {
 		"compression=estargz,estargz-profile-ready=(":                            "estargz-profile-ready=(",
 		"compression=estargz,estargz-profile-network=bridge":                     "estargz-profile-network=bridge",
 		"compression=estargz,estargz-profile-network=host":                       "needs --allow network.host",
+		"compression=gzip,estargz-convert=app":                                   "needs compression=estargz",
+		"compression=estargz,estargz-convert=An App":                             "estargz-convert=An App",
+		"compression=estargz,estargz-convert=app,estargz-profile=run":            "no RUN steps and no stages",
 	} {
 		out := `"` + strings.ReplaceAll("type=image,push=true,name="+repository(t)+","+attributes, ",", `","`) + `"`
 		ask.buildx(named, "--output", out)
@@ -54,9 +57,11 @@ func TestBadAttributes(t *testing.T) {
 	}
 	good := profiled(repository(t))
 	ask.buildx("estargz-chunk-size=many", "--output", good, "--output", "type=oci,dest="+tempDir(t)+"/oci.tar,compression=estargz,estargz-chunk-size=many")
+	ask.buildx("one image, not both", "--output", good+",estargz-convert=a", "--output", good+",estargz-convert=b")
 	ask.buildx("type=local writes no layers", "--output", "type=local,estargz-profile=run,dest="+tempDir(t))
 	ask.buildx("give it to -o", "--output", good, "--cache-to", maxCache(repository(t))+",estargz-profile=run")
 	ask.buildctl("give it to -o", "--output", good, "--export-cache", maxCache(repository(t))+",estargz-reorder=all")
+	ask.buildx("give it to -o", "--output", good, "--cache-to", maxCache(repository(t))+",estargz-convert=app")
 	ask.buildx("no compression of its own", "--output", good, "--cache-to", "type=inline,estargz-profile=run")
 	ask.buildx("network.host is not allowed", "--allow", "network.host", "--output", profiled(repository(t), "estargz-profile-network=host"))
 	ask.all(t)

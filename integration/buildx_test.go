@@ -133,4 +133,9 @@ func TestBake(t *testing.T) {
 	require.Equal(t, totals, peer.runPlain(t, image, run...))
 	require.Equal(t, totals, peer.runLazily(t, image, run...))
 	require.Equal(t, totals, runPodman(t, image, "--once"))
+
+	converted := repository(t) + ":converted"
+	bake([]string{"SOURCE=" + busybox(t), "TARGET=" + converted}, "--set", "convert.platform=linux/amd64", "convert")
+	require.NotEmpty(t, requireEStargz(t, converted))
+	require.Equal(t, configWithoutLayers(t, onlyImage(t, busybox(t))), configWithoutLayers(t, onlyImage(t, converted)))
 }

@@ -131,10 +131,13 @@ type docsReader struct {
 
 func newReader(t *testing.T) *docsReader {
 	t.Helper()
+	bake, err := os.ReadFile("../docker-bake.hcl")
+	require.NoError(t, err)
 	r := &docsReader{dir: writeFiles(t, map[string]string{
-		"Dockerfile": "FROM " + busybox(t) + "\nCOPY . /app\nCMD [\"cat\", \"/app/serve\"]\n",
-		"serve":      "#!/bin/sh\necho ready\n",
-		"warm-up.sh": "#!/bin/sh\ncat /app/serve\n",
+		"docker-bake.hcl": string(bake),
+		"Dockerfile":      "FROM " + busybox(t) + "\nCOPY . /app\nCMD [\"cat\", \"/app/serve\"]\n",
+		"serve":           "#!/bin/sh\necho ready\n",
+		"warm-up.sh":      "#!/bin/sh\ncat /app/serve\n",
 		".docker/docker": `#!/bin/sh
 case $1 in
 buildx) shift; exec buildx "$@" ;;

@@ -103,17 +103,23 @@ func contents(t *testing.T, image *pushed.Image) string {
 		require.NoError(t, err)
 		layer, err := pushed.Unpack(blob)
 		require.NoError(t, err)
-		for h, content := range entries(t, layer) {
-			if h.Name == prefetchLandmark || h.Name == noPrefetchLandmark {
-				continue
-			}
-			sum, err := digest.FromReader(content)
-			require.NoError(t, err)
-			fmt.Fprintf(&lines, "layer %d: %q type=%c mode=%o owner=%d:%d (%s:%s) size=%d time=%s link=%q device=%d:%d xattrs=%q %s\n",
-				i, h.Name, h.Typeflag, h.Mode, h.Uid, h.Gid, h.Uname, h.Gname, h.Size, h.ModTime, h.Linkname, h.Devmajor, h.Devminor, h.PAXRecords, sum)
-		}
+		writeEntries(t, &lines, i, layer)
 	}
 	return lines.String()
+}
+
+// writeEntries writes the lines of one layer, the n-th.
+func writeEntries(t *testing.T, lines *strings.Builder, n int, layer []byte) {
+	t.Helper()
+	for h, content := range entries(t, layer) {
+		if h.Name == prefetchLandmark || h.Name == noPrefetchLandmark {
+			continue
+		}
+		sum, err := digest.FromReader(content)
+		require.NoError(t, err)
+		fmt.Fprintf(lines, "layer %d: %q type=%c mode=%o owner=%d:%d (%s:%s) size=%d time=%s link=%q device=%d:%d xattrs=%q %s\n",
+			n, h.Name, h.Typeflag, h.Mode, h.Uid, h.Gid, h.Uname, h.Gname, h.Size, h.ModTime, h.Linkname, h.Devmajor, h.Devminor, h.PAXRecords, sum)
+	}
 }
 
 // configWithoutLayers is all that the config says but for its diffIDs.

@@ -25,6 +25,7 @@ func (p *parts) frontends(stock map[string]bkfrontend.Frontend, w bkworker.Worke
 			SummaryFile: record.SummaryFile,
 			Judge:       judge,
 			Platforms:   func() []ocispecs.Platform { return w.Platforms(true) },
+			Content:     w.ContentStore(),
 		})
 	}
 	return wrapped

@@ -26,18 +26,15 @@ type Blob struct {
 // builder would write. MediaType is the manifest's; the configuration's is the
 // one that goes with it.
 func Push(ctx context.Context, ref, mediaType string, config ocispecs.Image, layers []Blob) error {
-	repo, tag, err := parse(ref)
-	if err != nil {
-		return err
-	}
 	manifest := ocispecs.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: mediaType, Layers: []ocispecs.Descriptor{}}
 	config.RootFS = ocispecs.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}
 	for _, layer := range layers {
 		desc := layer.Descriptor
-		desc.Digest, desc.Size = digest.FromBytes(layer.Bytes), int64(len(layer.Bytes))
-		if err := repo.pushBlob(ctx, layer.Bytes); err != nil {
+		pushed, err := PushBlob(ctx, ref, desc.MediaType, layer.Bytes)
+		if err != nil {
 			return err
 		}
+		desc.Digest, desc.Size = pushed.Digest, pushed.Size
 		manifest.Layers = append(manifest.Layers, desc)
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, layer.DiffID)
 		config.History = append(config.History, ocispecs.History{CreatedBy: "a layer"})
@@ -46,33 +43,50 @@ func Push(ctx context.Context, ref, mediaType string, config ocispecs.Image, lay
 	if err != nil {
 		return err
 	}
-	if err := repo.pushBlob(ctx, raw); err != nil {
-		return err
-	}
 	configType := ocispecs.MediaTypeImageConfig
 	if mediaType != ocispecs.MediaTypeImageManifest {
 		configType = "application/vnd.docker.container.image.v1+json"
 	}
-	manifest.Config = ocispecs.Descriptor{MediaType: configType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
-	if raw, err = json.Marshal(manifest); err != nil {
+	if manifest.Config, err = PushBlob(ctx, ref, configType, raw); err != nil {
 		return err
 	}
-	return repo.send(ctx, http.MethodPut, fmt.Sprintf("http://%s/v2/%s/manifests/%s", repo.host, repo.name, tag), mediaType, raw, nil)
+	_, err = PushManifest(ctx, ref, mediaType, manifest)
+	return err
 }
 
-func (r repository) pushBlob(ctx context.Context, blob []byte) error {
+// PushBlob pushes a blob into the repository of ref and describes it.
+func PushBlob(ctx context.Context, ref, mediaType string, blob []byte) (ocispecs.Descriptor, error) {
+	desc := ocispecs.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(blob), Size: int64(len(blob))}
+	r, _, err := parse(ref)
+	if err != nil {
+		return desc, err
+	}
 	var location string
 	if err := r.send(ctx, http.MethodPost, fmt.Sprintf("http://%s/v2/%s/blobs/uploads/", r.host, r.name), "", nil, &location); err != nil {
-		return err
+		return desc, err
 	}
 	to, err := url.Parse(location)
 	if err != nil {
-		return err
+		return desc, err
 	}
 	query := to.Query()
-	query.Set("digest", digest.FromBytes(blob).String())
+	query.Set("digest", desc.Digest.String())
 	to.RawQuery = query.Encode()
-	return r.send(ctx, http.MethodPut, to.String(), "application/octet-stream", blob, nil)
+	return desc, r.send(ctx, http.MethodPut, to.String(), "application/octet-stream", blob, nil)
+}
+
+// PushManifest pushes a manifest, or an index, as ref and describes it.
+func PushManifest(ctx context.Context, ref, mediaType string, manifest any) (ocispecs.Descriptor, error) {
+	raw, err := json.Marshal(manifest)
+	if err != nil {
+		return ocispecs.Descriptor{}, err
+	}
+	desc := ocispecs.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
+	r, tag, err := parse(ref)
+	if err != nil {
+		return desc, err
+	}
+	return desc, r.send(ctx, http.MethodPut, fmt.Sprintf("http://%s/v2/%s/manifests/%s", r.host, r.name, tag), mediaType, raw, nil)
 }
 
 // send makes a request that must succeed. It sets location, unless that is

@@ -1,0 +1,372 @@
+package frontend
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/moby/buildkit/client/llb"
+	"github.com/moby/buildkit/client/llb/sourceresolver"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	"github.com/moby/buildkit/frontend"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/solver/pb"
+	srctypes "github.com/moby/buildkit/source/types"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+)
+
+// attrConvert is the attribute of an exporter that names the image to convert.
+const attrConvert = "estargz-convert"
+
+// A conversion builds what an image is, in the place of a frontend: for all its
+// platforms, with its config and annotations to the byte. The Dockerfile's
+// frontend would run the ONBUILD instructions of the image, and keep of the
+// config only what it knows.
+type conversion struct {
+	bridge  frontend.FrontendLLBBridge
+	content content.Provider // has the manifests that the bridge has resolved
+	source  string           // reference of the image, with its digest once that is known
+	mode    string           // how it is resolved
+	sid     string
+}
+
+// parseSource returns an attribute's value as a reference with a tag or a digest.
+func parseSource(value string) (string, error) {
+	named, err := reference.ParseNormalizedNamed(value)
+	if err != nil {
+		return "", fmt.Errorf("%s=%s: give the reference of an image: %w", attrConvert, value, err)
+	}
+	return reference.TagNameOnly(named).String(), nil
+}
+
+// convert is the conversion that a wish asks for, as a frontend.
+func (f *Frontend) convert(ctx context.Context, bridge frontend.FrontendLLBBridge, w *wish, opt map[string]string, sid string) (*frontend.Result, error) {
+	for _, k := range slices.Sorted(maps.Keys(opt)) {
+		if k == "target" || strings.HasPrefix(k, "label:") {
+			return nil, fmt.Errorf("%s: no Dockerfile is built and the config stays as it is: leave %s out", attrConvert, k)
+		}
+	}
+	c := &conversion{bridge: bridge, content: f.opts.Content, source: w.source, mode: opt["image-resolve-mode"], sid: sid}
+	res, err := c.result(ctx, opt["platform"], opt["multi-platform"] == "true")
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", attrConvert, err)
+	}
+	return res, nil
+}
+
+// result has an image for each of the platforms, which are separated by commas.
+// Without any it is all that the source has.
+func (c *conversion) result(ctx context.Context, wanted string, many bool) (*frontend.Result, error) {
+	ps, index, err := c.choose(ctx, wanted)
+	if err != nil {
+		return nil, err
+	}
+	many = many || len(ps) > 1 || wanted == "" && index != nil
+	res := &frontend.Result{}
+	if many && index != nil {
+		for k, v := range index.Annotations {
+			res.AddMeta(exptypes.AnnotationIndexKey(k), []byte(v))
+		}
+	}
+	all := exptypes.Platforms{Platforms: make([]exptypes.Platform, len(ps))}
+	eg, egCtx := errgroup.WithContext(ctx)
+	for i, p := range ps {
+		eg.Go(func() error {
+			one, err := c.image(egCtx, p)
+			if err != nil {
+				return err
+			}
+			id := platforms.FormatAll(one.platform)
+			all.Platforms[i] = exptypes.Platform{ID: id, Platform: one.platform}
+			one.addTo(res, id, many)
+			return nil
+		})
+	}
+	if err := eg.Wait(); err != nil {
+		release(ctx, res)
+		return nil, err
+	}
+	encoded, err := json.Marshal(all)
+	if err != nil {
+		return nil, err
+	}
+	res.AddMeta(exptypes.ExporterPlatformsKey, encoded)
+	return res, nil
+}
+
+// choose returns the platforms to convert, and the index if the source is one.
+func (c *conversion) choose(ctx context.Context, wanted string) (ps []ocispecs.Platform, index *ocispecs.Index, err error) {
+	if wanted != "" {
+		if ps, err = platforms.ParseAll(strings.Split(wanted, ",")); err != nil {
+			return nil, nil, err
+		}
+	}
+	var first *ocispecs.Platform
+	if len(ps) > 0 {
+		first = &ps[0]
+	}
+	found, err := c.resolve(ctx, first)
+	if err != nil {
+		return nil, nil, err
+	}
+	c.source = found.ref // a tag may move
+	if images.IsIndexType(found.root.MediaType) {
+		index = &ocispecs.Index{}
+		if err := c.read(ctx, found.root, index); err != nil {
+			return nil, nil, err
+		}
+	}
+	if first == nil {
+		if ps = platformsOf(index); len(ps) == 0 {
+			ps = []ocispecs.Platform{found.config.Platform}
+		}
+	}
+	return ps, index, nil
+}
+
+// platformsOf returns the platforms of an index, each once. An attestation in it has
+// the platform unknown/unknown.
+func platformsOf(index *ocispecs.Index) (ps []ocispecs.Platform) {
+	if index == nil {
+		return nil
+	}
+	known := map[string]bool{}
+	for _, m := range index.Manifests {
+		if m.Platform == nil || m.Platform.OS == "unknown" {
+			continue
+		}
+		id := platforms.FormatAll(platforms.Normalize(*m.Platform))
+		if !known[id] {
+			known[id] = true
+			ps = append(ps, *m.Platform)
+		}
+	}
+	return ps
+}
+
+// A resolved image is that of a platform, with what it is found by.
+type resolved struct {
+	ref    string              // with the digest of root
+	root   ocispecs.Descriptor // an index, or a manifest
+	raw    []byte              // the config
+	config ocispecs.Image      // what raw says
+}
+
+// resolve asks for the image of a platform, nil for that of this builder.
+func (c *conversion) resolve(ctx context.Context, p *ocispecs.Platform) (*resolved, error) {
+	opt := sourceresolver.Opt{
+		LogName:  fmt.Sprintf("[internal] load config of %s", c.source),
+		ImageOpt: &sourceresolver.ResolveImageOpt{Platform: p, ResolveMode: c.mode},
+	}
+	if p != nil {
+		opt.LogName += " for " + platforms.Format(*p)
+	}
+	const scheme = srctypes.DockerImageScheme + "://"
+	answer, err := c.bridge.ResolveSourceMetadata(ctx, &pb.SourceOp{Identifier: scheme + c.source}, opt)
+	if err != nil {
+		return nil, err
+	}
+	ref, isImage := strings.CutPrefix(answer.Op.GetIdentifier(), scheme) // a source policy may have changed it
+	if !isImage || answer.Image == nil {
+		return nil, fmt.Errorf("%s is not an image of a registry", answer.Op.GetIdentifier())
+	}
+	r := &resolved{raw: answer.Image.Config}
+	if r.ref, err = pinned(ref, answer.Image.Digest); err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(r.raw, &r.config); err != nil {
+		return nil, fmt.Errorf("config of %s: %w", ref, err)
+	}
+	if r.root, err = c.descriptor(ctx, answer.Image.Digest); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func pinned(ref string, d digest.Digest) (string, error) {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return "", err
+	}
+	named, err = reference.WithDigest(named, d)
+	if err != nil {
+		return "", err
+	}
+	return named.String(), nil
+}
+
+// descriptor describes an index or a manifest. Its media type may be left out in
+// OCI's.
+func (c *conversion) descriptor(ctx context.Context, d digest.Digest) (ocispecs.Descriptor, error) {
+	desc := ocispecs.Descriptor{Digest: d}
+	var either struct {
+		MediaType string            `json:"mediaType"`
+		Manifests []json.RawMessage `json:"manifests"`
+	}
+	if err := c.read(ctx, desc, &either); err != nil {
+		return desc, err
+	}
+	switch {
+	case either.MediaType != "":
+		desc.MediaType = either.MediaType
+	case either.Manifests != nil:
+		desc.MediaType = ocispecs.MediaTypeImageIndex
+	default:
+		desc.MediaType = ocispecs.MediaTypeImageManifest
+	}
+	return desc, nil
+}
+
+func (c *conversion) read(ctx context.Context, desc ocispecs.Descriptor, v any) error {
+	raw, err := content.ReadBlob(ctx, c.content, desc)
+	if err != nil {
+		return fmt.Errorf("manifest %s: %w", desc.Digest, err)
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return fmt.Errorf("manifest %s: %w", desc.Digest, err)
+	}
+	return nil
+}
+
+// A converted image is that of one platform.
+type converted struct {
+	platform    ocispecs.Platform
+	ref         solver.ResultProxy // nil for an image without layers
+	config      []byte
+	annotations map[string]string // of the manifest
+	inIndex     map[string]string // annotations that the index has for the manifest
+}
+
+// image returns the source's image for a platform.
+func (c *conversion) image(ctx context.Context, p ocispecs.Platform) (*converted, error) {
+	found, err := c.resolve(ctx, &p)
+	if err != nil {
+		return nil, err
+	}
+	only := platforms.Only(p)
+	// In an index, the platform there counts: configs may lack the variant.
+	isIndex := images.IsIndexType(found.root.MediaType)
+	if !isIndex && !only.Match(found.config.Platform) {
+		return nil, fmt.Errorf("%s is for %s, not for %s", c.source, platforms.Format(found.config.Platform), platforms.Format(p))
+	}
+	one := &converted{platform: platforms.Normalize(p)}
+	if one.config, err = found.withHistory(); err != nil {
+		return nil, err
+	}
+	if isIndex {
+		var index ocispecs.Index
+		if err := c.read(ctx, found.root, &index); err != nil {
+			return nil, err
+		}
+		one.inIndex = annotationsOf(&index, only)
+	}
+	manifest, err := images.Manifest(ctx, c.content, found.root, only)
+	if err != nil {
+		return nil, err
+	}
+	one.annotations = manifest.Annotations
+	one.ref, err = c.files(ctx, found, p)
+	return one, err
+}
+
+// annotationsOf returns what an index says of the manifest that is taken for a
+// platform.
+func annotationsOf(index *ocispecs.Index, only platforms.MatchComparer) (annotations map[string]string) {
+	var best *ocispecs.Platform
+	for _, m := range index.Manifests {
+		if p := m.Platform; p != nil && only.Match(*p) && (best == nil || only.Less(*p, *best)) {
+			best, annotations = p, m.Annotations
+		}
+	}
+	return annotations
+}
+
+// withHistory returns the config with an entry and a time for each layer. What the
+// history lacks of them BuildKit's exporter would add, with the time of the pull, so
+// that each conversion would be another image.
+func (r *resolved) withHistory() ([]byte, error) {
+	created := time.Unix(0, 0).UTC()
+	if r.config.Created != nil {
+		created = *r.config.Created
+	}
+	history, layers, complete := slices.Clone(r.config.History), 0, true
+	for i, h := range history {
+		if !h.EmptyLayer {
+			layers++
+		}
+		if h.Created == nil {
+			history[i].Created, complete = &created, false
+		}
+	}
+	for ; layers < len(r.config.RootFS.DiffIDs); layers++ {
+		history, complete = append(history, ocispecs.History{Created: &created}), false
+	}
+	if complete {
+		return r.raw, nil
+	}
+	var config map[string]json.RawMessage
+	if err := json.Unmarshal(r.raw, &config); err != nil {
+		return nil, err
+	}
+	encoded, err := json.Marshal(history)
+	if err != nil {
+		return nil, err
+	}
+	config["history"] = encoded
+	return json.Marshal(config)
+}
+
+// files returns the root filesystem, nil for an image without layers.
+func (c *conversion) files(ctx context.Context, found *resolved, p ocispecs.Platform) (solver.ResultProxy, error) {
+	if len(found.config.RootFS.DiffIDs) == 0 {
+		return nil, nil
+	}
+	options := []llb.ImageOption{
+		llb.Platform(p),
+		llb.WithCustomName(fmt.Sprintf("[convert %s] %s", platforms.Format(p), found.ref)),
+	}
+	for _, mode := range []llb.ResolveMode{llb.ResolveModeForcePull, llb.ResolveModePreferLocal} {
+		if mode.String() == c.mode {
+			options = append(options, mode)
+		}
+	}
+	def, err := llb.Image(found.ref, options...).Marshal(ctx, llb.Platform(p))
+	if err != nil {
+		return nil, err
+	}
+	res, err := c.bridge.Solve(ctx, frontend.SolveRequest{Definition: def.ToPB()}, c.sid)
+	if err != nil {
+		return nil, err
+	}
+	return res.SingleRef()
+}
+
+// addTo adds the image to a result, of one image or of many.
+func (one *converted) addTo(res *frontend.Result, id string, many bool) {
+	var p *ocispecs.Platform // nil is for the only one
+	suffix := ""
+	if many {
+		p, suffix = &one.platform, "/"+id
+		res.AddRef(id, one.ref)
+		for k, v := range one.inIndex {
+			res.AddMeta(exptypes.AnnotationManifestDescriptorKey(p, k), []byte(v))
+		}
+	} else {
+		res.SetRef(one.ref)
+	}
+	for k, v := range one.annotations {
+		res.AddMeta(exptypes.AnnotationManifestKey(p, k), []byte(v))
+	}
+	res.AddMeta(exptypes.ExporterImageConfigKey+suffix, one.config)
+	res.AddMeta(exptypes.ExporterImageBaseConfigKey+suffix, one.config)
+}
