@@ -3,11 +3,24 @@
 
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 # Everything that is installed, built or downloaded goes here, never into the
 # repository.
 cache=${BUILDKITD_ESGZ_CACHE:-/var/cache/buildkitd-esgz}
 bin=$cache/bin
+export PATH=$bin:$PATH
+
+# Go's caches are there, and some services are started without.
+export HOME=${HOME:-~}
+# Users without rights read what is made here.
+umask 022
+# Nothing here needs C but the race detector.
+export CGO_ENABLED=0
+
+# Git, and go build, which asks it for the revision, refuse another user's clone.
+git_options=${GIT_CONFIG_COUNT:-0}
+export "GIT_CONFIG_KEY_$git_options=safe.directory" "GIT_CONFIG_VALUE_$git_options=$repo"
+export GIT_CONFIG_COUNT=$((git_options + 1))
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
@@ -24,7 +37,7 @@ step() {
     step_log=$(mktemp)
     in_group "$@" >"$step_log" 2>&1
     while kill -0 "$step_group" 2>/dev/null; do
-        [ ! -t 2 ] || printf '\r    %s ... %ds ' "$text" $((SECONDS - start)) >&2
+        [ ! -t 2 ] || printf '\r\033[K    %s ... %ds ' "$text" $((SECONDS - start)) >&2
         sleep 0.2
     done
     wait "$step_group" || status=$?
@@ -161,7 +174,7 @@ start_registry() {
 start_daemon() {
     serve buildkitd "$1" --root "$work/buildkit" --addr "unix://$work/buildkitd.sock" \
         --containerd-worker=false --oci-worker-net=host
-    until_ready buildkitd "$bin/buildctl" --addr "unix://$work/buildkitd.sock" debug workers
+    until_ready buildkitd test -S "$work/buildkitd.sock"
     export BUILDX_CONFIG=$work/buildx BUILDX_BUILDER=esgz
     "$bin/buildx" create --name esgz --driver remote "unix://$work/buildkitd.sock" >/dev/null
 }
@@ -194,8 +207,8 @@ start_node() {
 	  type = "snapshot"
 	  address = "$dir/stargz.sock"
 	TOML
-    # The shim is found on the path.
-    serve containerd env PATH="$bin:$PATH" "$bin/containerd" --config "$dir/containerd.toml"
+    # It finds the shim in $PATH.
+    serve containerd "$bin/containerd" --config "$dir/containerd.toml"
     export CONTAINERD_ADDRESS=$dir/containerd.sock
     until_ready containerd "$bin/ctr" version
 }

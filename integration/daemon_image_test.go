@@ -159,7 +159,7 @@ RUN cat /proc/net/dev >/interfaces && id -u >/user
 FROM scratch
 COPY --from=busy /interfaces /user /
 `})
-	run(t, "cp", "/bin/busybox", dir)
+	run(t, "cp", staticBusybox(t), dir)
 	run(t, "chmod", "-R", "a+rwX", dir)
 	args := append([]string{"--volume", dir + ":/context", "--entrypoint", "buildctl-daemonless.sh"}, container...)
 	p.runOnce(t, append(args, "build", "--frontend", "dockerfile.v0",

@@ -133,7 +133,7 @@ type zstdCompression struct {
 
 func foreignTar(t *testing.T) []byte {
 	t.Helper()
-	busybox, err := os.ReadFile("/bin/busybox")
+	busybox, err := os.ReadFile(staticBusybox(t))
 	require.NoError(t, err)
 	return tarOf(t,
 		tarEntry{tar.Header{Name: "bin/", Typeflag: tar.TypeDir, Mode: 0o755}, nil},

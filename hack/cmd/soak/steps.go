@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -88,7 +89,11 @@ func (w *world) pushBases(ctx context.Context, r *rand.Rand) error {
 		if err != nil {
 			return err
 		}
-		busybox, err := os.ReadFile("/bin/busybox")
+		path, err := exec.LookPath("busybox")
+		if err != nil {
+			return err
+		}
+		busybox, err := os.ReadFile(path)
 		if err != nil {
 			return err
 		}
