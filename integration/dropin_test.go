@@ -210,7 +210,9 @@ func TestNoFUSE(t *testing.T) {
 func TestRestartWithoutFUSE(t *testing.T) {
 	needs(t)
 	name := repositoryName(t) + ":latest"
-	startDaemon(t, ours).build(t, hardImage(t), "--output", estargz(registry(t)+"/"+name))
+	image := repositoryName(t) + ":lower"
+	startDaemon(t, ours).build(t, hardImage(t), "--output", estargz(registry(t)+"/"+image))
+	startDaemon(t, ours).build(t, upon(t, registry(t)+"/"+image, "true"), "--output", estargz(registry(t)+"/"+name)) // a layer without files
 	manifest := func(from string) string {
 		return writeFiles(t, map[string]string{"Dockerfile": "FROM " + from + "/" + name + "\nRUN echo made >/made" +
 			"\nRUN cat /made && hardfiles manifest /hard /bin # " + fmt.Sprint(rand.Uint32()) + "\n"})
@@ -219,15 +221,17 @@ func TestRestartWithoutFUSE(t *testing.T) {
 	truth := startDaemon(t, ours).build(t, manifest(registry(t))).logs.String()
 	requireHard(t, truth)
 	const line = "cannot be mounted, it and others like it are unpacked: "
-	requireUnpacked := func(d *daemon, p *progress, lines int) {
+	requireUnpacked := func(d *daemon, p *progress, lines int) { // but for the layer without files
 		t.Helper()
 		requireSame(t, without(truth, old), without(without(p.logs.String(), line), old))
 		require.Equal(t, lines, strings.Count(p.logs.String(), line), p.text())
 		for _, v := range p.steps() {
 			require.True(t, v.Cached || !strings.Contains(v.Name, "RUN echo"), p.text())
 		}
-		require.Empty(t, d.mounts(t))
-		requireNoLayers(t, d)
+		require.LessOrEqual(t, len(d.mounts(t)), 1)
+		layers, err := os.ReadDir(filepath.Join(d.dir, "root", "runc-stargz", "snapshots", "layers", "layers"))
+		require.NoError(t, err)
+		require.Len(t, layers, 1)
 	}
 
 	g := newGate(t) // which asks for a password
@@ -263,14 +267,6 @@ func TestRestartWithoutFUSE(t *testing.T) {
 	require.InEpsilon(t, used(), diskBytes(t, d.buildctl(t, "du")), 0.1, "each layer counts once")
 	d.buildctl(t, "prune", "--all")
 	requirePruned(t, d)
-}
-
-// requireNoLayers requires that no layer is kept to be mounted.
-func requireNoLayers(t *testing.T, d *daemon) {
-	t.Helper()
-	layers, err := os.ReadDir(filepath.Join(d.dir, "root", "runc-stargz", "snapshots", "layers", "layers"))
-	require.NoError(t, err)
-	require.Empty(t, layers)
 }
 
 // withoutFUSE is the daemon under test, with another device in the place of FUSE.

@@ -67,10 +67,11 @@ func (l *Layers) Unpacked(dir string) bool {
 	return m != nil && m.unpacked != nil
 }
 
-// isUnpacked says whether they stand in any. Call it with the lock held.
+// isUnpacked says whether they stand in any, or there are none. Call it with the
+// lock held.
 func (l *Layers) isUnpacked(id string) bool {
 	for _, m := range l.mounts {
-		if m.id == id && m.unpacked != nil {
+		if m.id == id && (m.unpacked != nil || m.empty) {
 			return true
 		}
 	}
