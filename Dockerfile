@@ -7,7 +7,8 @@
 
 # Bases, for those who have mirrors or others of them. DEBIAN may be any image
 # with apt and sources that have both architectures. BINFMT has the emulators for
-# steps of other platforms; "scratch" leaves them out.
+# steps of other platforms: "debian-emulators" is the stage of that name below, and
+# "scratch" leaves them out.
 ARG GOLANG=golang:1.26-bookworm
 ARG DEBIAN=debian:bookworm-slim
 ARG BINFMT=tonistiigi/binfmt:buildkit-v10.2.3-66
@@ -64,6 +65,22 @@ RUN --mount=type=bind,source=hack/daemon/rootfs,target=/rootfs-of \
     mkdir -p run/user/1000 home/user/.local/tmp home/user/.local/share/buildkit && \
     chown -R 1000:1000 run/user/1000 home/user
 
+# Debian's emulators, which are not BuildKit's: what an emulated program starts is
+# emulated only when the kernel knows them. hack/daemon/buildkitd-binfmt tells it, by
+# Debian's descriptions of the programs that are not the machine's own.
+FROM packages AS unpacked-emulators
+RUN dpkg --add-architecture $TARGETARCH && apt-get -o Acquire::Languages=none update && \
+    apt-get download qemu-user-static:$TARGETARCH && dpkg-deb --extract qemu-user-static_*.deb /unpacked
+RUN mkdir /emulators && cd /unpacked/usr && \
+    case $TARGETARCH in amd64) others=aarch64 ;; arm64) others="i386 x86_64" ;; esac && \
+    for arch in arm ppc64le riscv64 s390x $others; do \
+        cp -p bin/qemu-$arch-static /emulators/buildkit-qemu-$arch && \
+        if [ -e lib/binfmt.d/qemu-$arch.conf ]; then cp -p lib/binfmt.d/qemu-$arch.conf /emulators/; fi; \
+    done
+
+FROM scratch AS debian-emulators
+COPY --from=unpacked-emulators /emulators/ /
+
 FROM ${BINFMT} AS binfmt
 
 FROM scratch AS common
@@ -76,8 +93,10 @@ LABEL org.opencontainers.image.title="buildkitd-esgz" \
 FROM common AS rootless
 COPY --from=rootfs-rootless /rootfs/ /
 COPY --from=binfmt /buildkit-qemu-* /usr/bin/
+COPY --from=binfmt /qemu-*.conf /usr/lib/binfmt.d/
 COPY --from=binaries / /usr/bin/
 COPY --from=rootlesskit / /usr/bin/
+COPY hack/daemon/buildkitd-binfmt /usr/bin/
 # By number, since Kubernetes asks whether it is root's.
 USER 1000:1000
 ENV HOME=/home/user USER=user XDG_RUNTIME_DIR=/run/user/1000 TMPDIR=/home/user/.local/tmp \
@@ -95,8 +114,9 @@ RUN rootlesskit --version && runc --version && cd /usr/bin && \
 FROM common AS image
 COPY --from=rootfs /rootfs/ /
 COPY --from=binfmt /buildkit-qemu-* /usr/bin/
+COPY --from=binfmt /qemu-*.conf /usr/lib/binfmt.d/
 COPY --from=binaries / /usr/bin/
-COPY hack/daemon/buildkitd-entrypoint /usr/bin/
+COPY hack/daemon/buildkitd-binfmt hack/daemon/buildkitd-entrypoint /usr/bin/
 # The daemon moves itself to a group below the root, so that the root may have
 # groups with controllers.
 ENV BUILDKIT_SETUP_CGROUPV2_ROOT=1
