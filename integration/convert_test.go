@@ -209,7 +209,7 @@ func plainConfig(architecture string) map[string]any {
 // convertible are layers with what a conversion could lose, as tars.
 func convertible(t *testing.T) [][]byte {
 	t.Helper()
-	busybox, err := os.ReadFile("/bin/busybox")
+	busybox, err := os.ReadFile(staticBusybox(t))
 	require.NoError(t, err)
 	old := time.Unix(1_000_000_000, 0)
 	attributes := map[string]string{"SCHILY.xattr.user.note": "a note\n", "SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"}
