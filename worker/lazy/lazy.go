@@ -246,7 +246,12 @@ func (l *Layers) Announce(ctx context.Context, labels map[string]string) error {
 	if mounted == nil && unpacked {
 		return nil // as with a layer that was pulled
 	}
-	if mounted == nil || !mounted.Complete() {
+	complete := mounted != nil && mounted.Complete()
+	if mounted == nil {
+		stored, err := l.store.Layer(key) // it may be one that cannot be mounted here
+		complete = err == nil && stored.Complete()
+	}
+	if !complete {
 		prove := func(ctx context.Context) error { return l.prove(ctx, key, withoutSuccessors(places)) }
 		if err := l.patiently(ctx, "answer", prove); err != nil {
 			return fmt.Errorf("%s is lazy, and not all here: %w", labels[refLabel], err)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/moby/sys/userns"
 	"golang.org/x/sys/unix"
@@ -48,6 +49,9 @@ func (u *unpacker) fill(ctx context.Context, n store.Node, dir string) error {
 }
 
 func (u *unpacker) create(ctx context.Context, n store.Node, path string) error {
+	if err := u.room(inodeSize); err != nil {
+		return err
+	}
 	a := u.layer.Attr(n)
 	if a.Mode&unix.S_IFMT == unix.S_IFDIR {
 		if err := os.Mkdir(path, 0o700); err != nil {
@@ -66,7 +70,7 @@ func (u *unpacker) create(ctx context.Context, n store.Node, path string) error 
 		err = os.Symlink(u.layer.Readlink(n), path)
 	default:
 		err = unix.Mknod(path, a.Mode, int(a.Rdev))
-		if errors.Is(err, unix.EPERM) && userns.RunningInUserNS() {
+		if errors.Is(err, unix.EPERM) && userns.RunningInUserNS() && !isWhiteout(a) {
 			return nil // as when a layer is pulled
 		}
 	}
@@ -101,6 +105,21 @@ func (u *unpacker) copy(ctx context.Context, n store.Node, size int64, path stri
 	return errors.Join(err, f.Close())
 }
 
+// inodeSize is what a file takes of the disk besides its contents, or a little less:
+// a directory has a block.
+const inodeSize int64 = 4096
+
+// isWhiteout says whether a file takes one of a lower layer away. Where such a file
+// cannot be made, as in a user namespace before Linux 5.8, what is left of the layer
+// is another one.
+func isWhiteout(a store.Attr) bool { return a.Mode&unix.S_IFMT == unix.S_IFCHR && a.Rdev == 0 }
+
+// mayHaveXattrs says whether Linux permits user.* of a file of this kind.
+func mayHaveXattrs(mode uint32) bool {
+	kind := mode & unix.S_IFMT
+	return kind == unix.S_IFREG || kind == unix.S_IFDIR
+}
+
 // describe sets what stat(2) and listxattr(2) tell of a file.
 func (u *unpacker) describe(n store.Node, path string) error {
 	a := u.layer.Attr(n)
@@ -114,9 +133,12 @@ func (u *unpacker) describe(n store.Node, path string) error {
 		}
 	}
 	for name, value := range u.xattrs.of(n) {
-		err := unix.Lsetxattr(path, name, value, 0)
-		if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM) && symlink {
+		if strings.HasPrefix(name, "trusted.") && name != u.xattrs.opaque() {
 			continue // as when a layer is pulled
+		}
+		err := unix.Lsetxattr(path, name, value, 0)
+		if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM) && !mayHaveXattrs(a.Mode) {
+			continue // the same
 		}
 		if err != nil {
 			return fmt.Errorf("extended attribute %s of %s: %w", name, path, err)

@@ -95,6 +95,33 @@ func described(t *testing.T, dir string) map[string]any {
 	return all
 }
 
+// What a pull leaves out of a layer is left out, and does not end the unpacking.
+func TestUnpackLeavesOut(t *testing.T) {
+	needMounts(t) // which takes root, too
+	root := t.TempDir()
+	require.NoError(t, Unpack(t.Context(), root, layerOf(
+		file("file", ""), xattr("file", "trusted.other", "value"), xattr("file", "user.some", "value"),
+		device("pipe", unix.S_IFIFO|0o600, 0, 0), xattr("pipe", "user.some", "value"),
+	), Options{}, anyRoom))
+	list := make([]byte, 1<<10)
+	for name, want := range map[string]string{"file": "user.some\x00", "pipe": ""} {
+		n, err := unix.Llistxattr(filepath.Join(root, name), list)
+		require.NoError(t, err)
+		require.Equal(t, want, string(list[:n]), name)
+	}
+}
+
+// Names take room as contents do.
+func TestUnpackRoomForNames(t *testing.T) {
+	needMounts(t)
+	sum := int64(0)
+	require.NoError(t, Unpack(t.Context(), t.TempDir(), layerOf(dir("a"), dir("b"), symlink("c", "a")), Options{}, func(bytes int64) error {
+		sum += bytes
+		return nil
+	}))
+	require.Equal(t, 3*inodeSize, sum)
+}
+
 // What cannot be read, or has no room, ends it with the reason.
 func TestUnpackFails(t *testing.T) {
 	needMounts(t) // which takes root, too

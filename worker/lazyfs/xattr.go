@@ -26,11 +26,14 @@ func xattrsOf(layer Layer, user bool) xattrs {
 	return x
 }
 
+// opaque is the name of the one that marks an opaque directory.
+func (x xattrs) opaque() string { return x.overlay + "opaque" }
+
 // of a node, with that of an opaque directory. There is one name for it, not
 // both: BuildKit's differ takes the other one for a change.
 func (x xattrs) of(n store.Node) iter.Seq2[string, []byte] {
 	return func(yield func(string, []byte) bool) {
-		if x.layer.Opaque(n) && !yield(x.overlay+"opaque", []byte("y")) {
+		if x.layer.Opaque(n) && !yield(x.opaque(), []byte("y")) {
 			return
 		}
 		for name, value := range x.layer.Xattrs(n) {

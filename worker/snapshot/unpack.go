@@ -52,13 +52,33 @@ func (s *Snapshotter) unpack(ctx context.Context, why *mountError, layer *shown)
 	if err := s.lazy.Unpack(ctx, why.id, part, layer.labels, why.cause); err != nil {
 		return errors.Join(err, os.RemoveAll(part))
 	}
+	// A directory that is not empty is taken for all of the layer, also after the
+	// machine has lost its power.
+	if err := syncFilesystem(part); err != nil {
+		return errors.Join(err, os.RemoveAll(part))
+	}
 	if err := s.await(ctx, func() error { return s.replace(layer, part) }); err != nil {
+		return err
+	}
+	if err := syncFilesystem(layer.dir); err != nil { // before what could make the layer again goes
 		return err
 	}
 	if err := s.removeUnused(); err != nil { // such as what was fetched of this one
 		bklog.G(ctx).WithError(err).Warn("parts of lazy layers stay on disk")
 	}
 	return nil
+}
+
+// syncFilesystem has all that was written to the filesystem of a directory on disk.
+func syncFilesystem(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return errors.Join(&os.PathError{Op: "syncfs", Path: dir, Err: err}, f.Close())
+	}
+	return f.Close()
 }
 
 // replace shows the files in a directory as a layer that is not mounted. Whether or not
