@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -13,9 +14,9 @@ import (
 func frontendImage(t *testing.T) string {
 	t.Helper()
 	dir := writeFiles(t, map[string]string{"Dockerfile": "FROM scratch\nCOPY llbfrontend /\nENTRYPOINT [\"/llbfrontend\"]\n"})
-	// Static, and of the packages that the daemon was built of already: without
-	// cgo all would be compiled again.
-	cmd := exec.Command("go", "build", "-ldflags=-s -w -linkmode=external -extldflags=-static", "-o", filepath.Join(dir, "llbfrontend"), "./llbfrontend")
+	// Static, and of the packages that hack/tools has built the daemon of.
+	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", filepath.Join(dir, "llbfrontend"), "./llbfrontend")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	_, err := output(t, cmd)
 	require.NoError(t, err)
 	image := repository(t) + "-frontend:latest"
