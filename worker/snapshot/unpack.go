@@ -21,8 +21,11 @@ import (
 // it at once: a process that is killed leaves a lazy snapshot.
 func (s *Snapshotter) Show(ctx context.Context, name string) error {
 	err := s.heal(ctx, name)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	var cannot *mountError
-	if !errors.As(err, &cannot) || ctx.Err() != nil {
+	if !errors.As(err, &cannot) {
 		return err
 	}
 	layer, err := s.layerOf(ctx, name)
