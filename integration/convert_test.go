@@ -41,7 +41,6 @@ func TestConvert(t *testing.T) {
 			":docker-manifest": {kind: dockerManifest, layers: dockerLayer, config: fullConfig},
 		} {
 			t.Run(tag, func(t *testing.T) {
-				t.Parallel()
 				s.push(t, image+tag, layers)
 				p := d.build(t, tempDir(t), "--output", profiled(image+tag+"-converted", "estargz-convert="+image+tag))
 				require.Empty(t, slices.DeleteFunc(p.warnings, isForeign))
