@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/moby/sys/userns"
@@ -21,8 +22,8 @@ import (
 // disk has room for so many bytes.
 func Unpack(ctx context.Context, dir string, layer Layer, o Options, room func(bytes int64) error) error {
 	u := &unpacker{
-		layer: layer, xattrs: xattrsOf(layer, o.UserXattr), room: room,
-		linked: map[store.Node]string{}, piece: make([]byte, maxRead),
+		layer: layer, xattrs: xattrsOf(layer, o.UserXattr), room: room, root: dir,
+		places: map[store.Node]place{}, piece: make([]byte, maxRead),
 	}
 	return u.fill(ctx, store.Root, dir)
 }
@@ -31,24 +32,47 @@ type unpacker struct {
 	layer  Layer
 	xattrs xattrs
 	room   func(bytes int64) error
-	linked map[store.Node]string // the first path of each file with several
+	root   string
+	places map[store.Node]place // of directories, and the first of each file with several links
 	piece  []byte
+}
+
+// A place is an entry of a directory. A path could take 4096 bytes for each file of
+// a hostile layer.
+type place struct {
+	dir store.Node
+	at  int32 // among the entries
+}
+
+// path returns the path of a file that has a place.
+func (u *unpacker) path(n store.Node) string {
+	var names []string
+	for n != store.Root {
+		p := u.places[n]
+		for _, e := range u.layer.Entries(p.dir, int(p.at)) {
+			names = append(names, e.Name)
+			break
+		}
+		n = p.dir
+	}
+	slices.Reverse(names)
+	return filepath.Join(u.root, filepath.Join(names...))
 }
 
 // fill makes what is in a directory, and then gives the directory its attributes.
 func (u *unpacker) fill(ctx context.Context, n store.Node, dir string) error {
-	for _, e := range u.layer.Entries(n, 0) {
+	for i, e := range u.layer.Entries(n, 0) {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := u.create(ctx, e.Node, filepath.Join(dir, e.Name)); err != nil {
+		if err := u.create(ctx, e.Node, place{n, int32(i)}, filepath.Join(dir, e.Name)); err != nil {
 			return err
 		}
 	}
 	return u.describe(n, dir)
 }
 
-func (u *unpacker) create(ctx context.Context, n store.Node, path string) error {
+func (u *unpacker) create(ctx context.Context, n store.Node, at place, path string) error {
 	if err := u.room(inodeSize); err != nil {
 		return err
 	}
@@ -57,10 +81,11 @@ func (u *unpacker) create(ctx context.Context, n store.Node, path string) error 
 		if err := os.Mkdir(path, 0o700); err != nil {
 			return err
 		}
+		u.places[n] = at
 		return u.fill(ctx, n, path)
 	}
-	if first, ok := u.linked[n]; ok {
-		return os.Link(first, path)
+	if _, ok := u.places[n]; ok {
+		return os.Link(u.path(n), path)
 	}
 	var err error
 	switch a.Mode & unix.S_IFMT {
@@ -78,7 +103,7 @@ func (u *unpacker) create(ctx context.Context, n store.Node, path string) error 
 		return err
 	}
 	if a.Links > 1 {
-		u.linked[n] = path
+		u.places[n] = at
 	}
 	return u.describe(n, path)
 }

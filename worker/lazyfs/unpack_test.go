@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -120,6 +122,39 @@ func TestUnpackRoomForNames(t *testing.T) {
 		return nil
 	}))
 	require.Equal(t, 3*inodeSize, sum)
+}
+
+// Files with several links take little memory until the last is made, however long
+// their paths are.
+func TestUnpackMemory(t *testing.T) {
+	needMounts(t) // which takes root, too
+	const files = 2000
+	deep := strings.Repeat("x", unix.NAME_MAX)
+	parts := []part{dir(deep)}
+	for range 13 {
+		deep = filepath.Join(deep, strings.Repeat("x", unix.NAME_MAX))
+		parts = append(parts, dir(deep))
+	}
+	for i := range files {
+		name := filepath.Join(deep, fmt.Sprint(i))
+		parts = append(parts, symlink(name, "target"), hardLink(name+"-again", name))
+	}
+	layer := layerOf(parts...)
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before, left, root := heap(), len(parts), t.TempDir()
+	require.NoError(t, Unpack(t.Context(), root, layer, Options{}, func(int64) error {
+		if left--; left == 0 {
+			require.Less(t, heap()-before, int64(files*256+2*maxRead))
+		}
+		return nil
+	}))
+	require.Zero(t, left)
+	require.Len(t, names(t, filepath.Join(root, deep)), 2*files)
 }
 
 // What cannot be read, or has no room, ends it with the reason.
