@@ -22,6 +22,10 @@ git_options=${GIT_CONFIG_COUNT:-0}
 export "GIT_CONFIG_KEY_$git_options=safe.directory" "GIT_CONFIG_VALUE_$git_options=$repo"
 export GIT_CONFIG_COUNT=$((git_options + 1))
 
+# Containers are ended at the exit of a script. They must not be those of a containerd
+# that the user works with.
+unset CONTAINERD_ADDRESS CONTAINERD_NAMESPACE
+
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
