@@ -169,7 +169,7 @@ start_registry() {
     registry=127.0.0.1:$(free_port)
     serve registry env REGISTRY_HTTP_ADDR="$registry" \
         REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY="$work/registry" \
-        "$bin/docker-registry" serve "$repo/hack/registry.yml"
+        "$bin/docker-registry" serve "$repo/internal/harness/registry.yml"
     until_ready registry curl -fsS "http://$registry/v2/"
 }
 

@@ -31,7 +31,7 @@ CMD ["sh"]
 // an image that has none.
 func staticBusybox(t *testing.T) string {
 	t.Helper()
-	path, err := exec.LookPath(tool("busybox"))
+	path, err := exec.LookPath(bin.Path("busybox"))
 	require.NoError(t, err)
 	return path
 }
@@ -40,7 +40,7 @@ func staticBusybox(t *testing.T) string {
 func debian(t *testing.T) string {
 	t.Helper()
 	return base(t, "debian", func(d *daemon, name string) {
-		dir := filepath.Join(filepath.Dir(bin), "base")
+		dir := filepath.Join(filepath.Dir(string(bin)), "base")
 		require.FileExists(t, filepath.Join(dir, "rootfs.tar"), "run hack/base")
 		d.build(t, dir, "--file", "../hack/image/base.Dockerfile", "--output", "type=image,push=true,name="+name)
 	})

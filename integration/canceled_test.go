@@ -42,7 +42,7 @@ func TestCanceled(t *testing.T) {
 // runs says whether a step of the daemon's runs.
 func runs(t *testing.T, d *daemon) bool {
 	t.Helper()
-	found, err := filepath.Glob(filepath.Join(d.dir, "root", "runc-*", "executor", "*", "config.json"))
+	found, err := filepath.Glob(filepath.Join(d.Dir, "root", "runc-*", "executor", "*", "config.json"))
 	require.NoError(t, err)
 	return len(found) > 0
 }

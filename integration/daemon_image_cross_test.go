@@ -104,8 +104,8 @@ func testRegistered(t *testing.T, amd64, arm64 string) {
 	}
 	d := startInUserNamespace(t, filepath.Join(path, "entrypoint"), syscall.SysProcIDMap{HostID: 100_000, Size: 65_536})
 	require.NotContains(t, d.buildctl(t, "debug", "workers"), "arm64")
-	require.NoError(t, d.stop())
-	d.env = append(d.env, "BUILDKITD_BINFMT=1")
+	require.NoError(t, d.Stop())
+	d.Env = append(d.Env, "BUILDKITD_BINFMT=1")
 	d.start(t)
 	require.Contains(t, d.buildctl(t, "debug", "workers"), "arm64")
 

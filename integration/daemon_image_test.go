@@ -46,7 +46,7 @@ func builtOutside(t *testing.T) string {
 	run(t, "cp", "../hack/daemon/buildctl-daemonless.sh", programs)
 	// As large as those that the stage builds.
 	run(t, "strip", "-o", filepath.Join(programs, "buildkitd-esgz"), ours)
-	run(t, "strip", "-o", filepath.Join(programs, "buildctl"), tool("buildctl"))
+	run(t, "strip", "-o", filepath.Join(programs, "buildctl"), bin.Path("buildctl"))
 	run(t, "ln", "-s", "buildkitd-esgz", filepath.Join(programs, "buildkitd"))
 
 	cmd := exec.Command("go", "-C", "../hack/daemon", "build", "-o", rootless+"/", "tool")
@@ -141,9 +141,9 @@ func testBuilder(t *testing.T, p *podman, image string) {
 		func() string { return p.run(t, "logs", id) })
 	require.Regexp(t, `^\S+ \S+ v\d+\.\d+\.\d+\S* \S+\n$`, p.run(t, "exec", id, "buildkitd", "--version"))
 
-	inside := &daemon{dir: tempDir(t)}
-	require.NoError(t, os.Symlink(filepath.Join(sockets, "buildkitd.sock"), filepath.Join(inside.dir, "buildkitd.sock")))
-	inside.buildx(t, "create", "--name", "test", "--driver", "remote", inside.address())
+	inside := clientsOf(t)
+	require.NoError(t, os.Symlink(filepath.Join(sockets, "buildkitd.sock"), filepath.Join(inside.Dir, "buildkitd.sock")))
+	inside.createBuilder(t)
 	built := repository(t) + "/built:latest"
 	inside.build(t, helloImage(t), "--output", estargz(built))
 	require.Len(t, requireEStargz(t, built), 4)
@@ -213,9 +213,9 @@ func TestDaemonImageRootless(t *testing.T) {
 		t.Cleanup(func() { p.run(t, "rm", "--force", "--volumes", "--time", "20", "rootless") })
 		eventually(t, func() bool { return p.command("exec", "rootless", "buildctl", "debug", "workers").Run() == nil },
 			func() string { return p.run(t, "logs", "rootless") })
-		inside := &daemon{dir: tempDir(t)}
-		require.NoError(t, os.Symlink(filepath.Join(sockets, "buildkitd.sock"), filepath.Join(inside.dir, "buildkitd.sock")))
-		inside.buildx(t, "create", "--name", "test", "--driver", "remote", inside.address())
+		inside := clientsOf(t)
+		require.NoError(t, os.Symlink(filepath.Join(sockets, "buildkitd.sock"), filepath.Join(inside.Dir, "buildkitd.sock")))
+		inside.createBuilder(t)
 		require.Equal(t, want, sum(t, inside.build(t, upon(t, g.address+"/"+name, sumAll))))
 		g.requireLazy(t, name)
 	})

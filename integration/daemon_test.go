@@ -11,23 +11,19 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/moby/buildkit/client"
 	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/internal/harness"
 )
 
 // A daemon is a build daemon with a root and a socket of its own.
 type daemon struct {
-	*process
-	binary string
-	dir    string
-	env    []string
-	flags  []string
-	logins string              // where clients find passwords; empty for all that there are
-	attr   syscall.SysProcAttr // of the process
+	*harness.Daemon
+	logins string // where clients find passwords; empty for all that there are
 }
 
 // startDaemon starts the binary for as long as the test.
@@ -38,41 +34,32 @@ func startDaemon(t *testing.T, binary string, flags ...string) *daemon {
 
 func startDaemonEnv(t *testing.T, binary string, env []string, flags ...string) *daemon {
 	t.Helper()
-	d := &daemon{binary: binary, dir: tempDir(t), env: env, flags: flags}
+	d := clientsOf(t)
+	d.Binary, d.Env, d.Flags = binary, env, flags
 	d.start(t)
-	d.buildx(t, "create", "--name", "test", "--driver", "remote", d.address())
+	d.createBuilder(t)
 	return d
+}
+
+// clientsOf is a daemon that runs elsewhere, or does not run yet.
+func clientsOf(t *testing.T) *daemon {
+	t.Helper()
+	return &daemon{Daemon: &harness.Daemon{Tools: bin, Dir: tempDir(t)}}
 }
 
 func (d *daemon) start(t *testing.T) {
 	t.Helper()
-	cmd := exec.Command(d.binary, append([]string{
-		"--root", filepath.Join(d.dir, "root"),
-		"--addr", d.address(),
-		"--containerd-worker=false",
-		"--oci-worker-net=host",
-	}, d.flags...)...)
-	// What a killed daemon leaves mounted lies in its directory too.
-	tmp := filepath.Join(d.dir, "tmp")
-	require.NoError(t, os.MkdirAll(tmp, 0o700))
-	cmd.Env = append(append(os.Environ(), "TMPDIR="+tmp), d.env...)
-	cmd.SysProcAttr = &d.attr
-	d.process = serve(t, d.dir, filepath.Base(d.binary), cmd, func() bool {
-		return exec.Command(tool("buildctl"), "--addr", d.address(), "debug", "workers").Run() == nil
-	})
+	err := d.Start(t.Context())
+	serve(t, d.Process, err)
 }
 
-func (d *daemon) address() string { return "unix://" + filepath.Join(d.dir, "buildkitd.sock") }
-
-func (d *daemon) buildxConfig() string { return filepath.Join(d.dir, "buildx") }
+func (d *daemon) createBuilder(t *testing.T) {
+	t.Helper()
+	require.NoError(t, d.CreateBuilder(t.Context()))
+}
 
 func (d *daemon) command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, tool(name), args...)
-	cmd.Env = append(os.Environ(),
-		"BUILDX_CONFIG="+d.buildxConfig(),
-		"BUILDX_BUILDER=test",
-		"BUILDKIT_HOST="+d.address(),
-		"BUILDX_NO_DEFAULT_ATTESTATIONS=1")
+	cmd := d.Client(ctx, name, args...)
 	if logins := cmp.Or(d.logins, shared.logins()); filepath.IsAbs(logins) {
 		cmd.Env = append(cmd.Env, "DOCKER_CONFIG="+logins)
 	}

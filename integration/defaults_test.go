@@ -26,8 +26,8 @@ compression-level = 1
 	d.build(t, dir, "--output", estargz(image+":plain", explicit...))
 	d.build(t, dir, "--output", estargz(image+":stock"))
 
-	require.NoError(t, d.stop())
-	d.flags = append(d.flags, "--config", filepath.Join(config, "buildkitd.toml"))
+	require.NoError(t, d.Stop())
+	d.Flags = append(d.Flags, "--config", filepath.Join(config, "buildkitd.toml"))
 	d.start(t)
 	for _, c := range []struct {
 		same    string

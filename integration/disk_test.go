@@ -104,7 +104,7 @@ func TestLazyFullDisk(t *testing.T) {
 				requireCached()
 			}
 			requireCached()
-			for _, end := range []func(){func() { require.NoError(t, d.stop()) }, d.kill} {
+			for _, end := range []func(){func() { require.NoError(t, d.Stop()) }, d.Kill} {
 				end()
 				undo := fillDisk(t, disk, 0) // as something else may
 				d.start(t)

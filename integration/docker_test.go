@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/internal/harness"
 )
 
 // An engine is a Docker engine with images, containers and a socket of its own.
@@ -34,7 +36,7 @@ exec runc "$@"
 
 func startEngine(t *testing.T) *engine {
 	t.Helper()
-	programs := filepath.Join(filepath.Dir(bin), "docker", "usr")
+	programs := filepath.Join(filepath.Dir(string(bin)), "docker", "usr")
 	require.DirExists(t, programs, "run hack/tools")
 	e := &engine{dir: tempDir(t), path: filepath.Join(programs, "bin") + ":" + filepath.Join(programs, "sbin") + ":" + os.Getenv("PATH")}
 	in := func(name string) string { return filepath.Join(e.dir, name) }
@@ -49,14 +51,15 @@ func startEngine(t *testing.T) *engine {
 			t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 		}
 	}
-	serve(t, e.dir, "dockerd", cmd, func() bool { return e.command("version").Run() == nil })
+	p, err := harness.Start(t.Context(), e.dir, "dockerd", cmd, func() bool { return e.command("version").Run() == nil })
+	serve(t, p, err)
 	return e
 }
 
 func (e *engine) host() string { return "unix://" + filepath.Join(e.dir, "docker.sock") }
 
 func (e *engine) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(filepath.Dir(bin), "docker", "usr", "bin", "docker"), args...)
+	cmd := exec.Command(filepath.Join(filepath.Dir(string(bin)), "docker", "usr", "bin", "docker"), args...)
 	cmd.Env = append(os.Environ(), "DOCKER_HOST="+e.host())
 	return cmd
 }
@@ -84,7 +87,7 @@ ENTRYPOINT ["cat", "/hello"]
 	t.Setenv("PATH", e.path)
 	plugins := filepath.Join(shared.logins(), "cli-plugins")
 	require.NoError(t, os.MkdirAll(plugins, 0o700))
-	require.NoError(t, os.Symlink(tool("buildx"), filepath.Join(plugins, "docker-buildx")))
+	require.NoError(t, os.Symlink(bin.Path("buildx"), filepath.Join(plugins, "docker-buildx")))
 
 	commands := documented(t, "../docs/drivers.md", "--driver docker-container", strings.NewReplacer(
 		"bake image", "bake --set image.contexts.build="+outside+" image",

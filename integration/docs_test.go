@@ -170,7 +170,7 @@ exit 1
 		"registry.example/base", busybox(t),
 		"registry.example/", repository(t)+"/",
 		"registry.example", registry(t),
-		"unix:///run/buildkit/buildkitd.sock", r.daemon.address(),
+		"unix:///run/buildkit/buildkitd.sock", r.daemon.Address(),
 		"/etc/buildkit/tls", filepath.Join(r.dir, ".docker", "tls"),
 		"DNS:builder.example", "IP:127.0.0.1",
 		"builder.example:1234", fmt.Sprintf("127.0.0.1:%d", port),
@@ -227,7 +227,7 @@ func (r *docsReader) shell(t *testing.T, dir, line, place string) {
 	t.Helper()
 	cmd := r.daemon.command(t.Context(), "sh", "-euc", line)
 	cmd.Dir = dir
-	cmd.Env = append(cmd.Env, "PATH="+filepath.Join(r.dir, ".docker")+":"+bin+":"+os.Getenv("PATH"))
+	cmd.Env = append(cmd.Env, "PATH="+filepath.Join(r.dir, ".docker")+":"+string(bin)+":"+os.Getenv("PATH"))
 	_, err := output(t, cmd)
 	require.NoError(t, err, "%s: %s", place, line)
 }
@@ -244,8 +244,8 @@ func (*docsReader) isElsewhere(line string) bool {
 // restart gives the daemon other flags.
 func (r *docsReader) restart(t *testing.T, flags ...string) {
 	t.Helper()
-	require.NoError(t, r.daemon.stop())
-	r.daemon.flags = flags
+	require.NoError(t, r.daemon.Stop())
+	r.daemon.Flags = flags
 	r.daemon.start(t)
 }
 

@@ -26,8 +26,8 @@ func TestStockRoot(t *testing.T) {
 	d := startDaemon(t, stock)
 	d.build(t, dir, "--output", "type=image,push=true,name="+image+":stock")
 	as := func(binary string) {
-		require.NoError(t, d.stop())
-		d.binary = binary
+		require.NoError(t, d.Stop())
+		d.Binary = binary
 		d.start(t)
 	}
 	as(ours)
@@ -55,13 +55,13 @@ RUN echo $ROUND: inode $(stat -c %i /dev/otel-grpc.sock).
 		t.Helper()
 		p := d.build(t, dir, "--build-arg", "ROUND="+round, "--output", "type=cacheonly")
 		var st unix.Stat_t
-		require.NoError(t, unix.Stat(filepath.Join(d.dir, "root", "otel-grpc.sock"), &st))
+		require.NoError(t, unix.Stat(filepath.Join(d.Dir, "root", "otel-grpc.sock"), &st))
 		require.Contains(t, p.logs.String(), fmt.Sprintf("%s: inode %d.", round, st.Ino))
 	}
 	requireSocket(other, "one")
-	require.NoError(t, other.stop())
+	require.NoError(t, other.Stop())
 	requireSocket(d, "two")
-	d.kill()
+	d.Kill()
 	d.start(t)
 	requireSocket(d, "three")
 }
@@ -230,7 +230,7 @@ func TestRestartWithoutFUSE(t *testing.T) {
 			require.True(t, v.Cached || !strings.Contains(v.Name, "RUN echo"), p.text())
 		}
 		require.LessOrEqual(t, len(d.mounts(t)), 1)
-		layers, err := os.ReadDir(filepath.Join(d.dir, "root", "runc-stargz", "snapshots", "layers", "layers"))
+		layers, err := os.ReadDir(filepath.Join(d.Dir, "root", "runc-stargz", "snapshots", "layers", "layers"))
 		require.NoError(t, err)
 		require.Len(t, layers, 1)
 	}
@@ -238,8 +238,8 @@ func TestRestartWithoutFUSE(t *testing.T) {
 	g := newGate(t) // which asks for a password
 	d := startLazy(t, onDemand)
 	d.build(t, writeFiles(t, map[string]string{"Dockerfile": "FROM " + g.address + "/" + name + "\nRUN echo made >/made\n"}))
-	d.kill()
-	d.binary = withoutFUSE(t)
+	d.Kill()
+	d.Binary = withoutFUSE(t)
 	d.start(t)
 	_, err := d.as(t, g.address, "builder", "wrong").tryBuild(t, manifest(g.address))
 	require.Error(t, err)
@@ -247,15 +247,15 @@ func TestRestartWithoutFUSE(t *testing.T) {
 	g.requireLazy(t, name)
 	g.do(g.status(http.StatusForbidden)) // all is here
 	requireUnpacked(d, d.build(t, manifest(g.address)), 0)
-	for _, binary := range []string{d.binary, ours} {
-		d.kill()
-		d.binary = binary
+	for _, binary := range []string{d.Binary, ours} {
+		d.Kill()
+		d.Binary = binary
 		d.start(t)
 		requireUnpacked(d, d.build(t, manifest(g.address)), 0)
 	}
 	used := func() (bytes int64) {
 		var s unix.Stat_t
-		require.NoError(t, filepath.WalkDir(filepath.Join(d.dir, "root", "runc-stargz", "snapshots", "snapshotter", "snapshots"), func(path string, _ fs.DirEntry, err error) error {
+		require.NoError(t, filepath.WalkDir(filepath.Join(d.Dir, "root", "runc-stargz", "snapshots", "snapshotter", "snapshots"), func(path string, _ fs.DirEntry, err error) error {
 			if err == nil {
 				err = unix.Lstat(path, &s)
 			}

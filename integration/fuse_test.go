@@ -67,7 +67,7 @@ func processOf(t *testing.T, line string) int {
 // devices counts the connections to FUSE that the daemon has.
 func (d *daemon) devices(t *testing.T) int {
 	t.Helper()
-	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", d.cmd.Process.Pid))
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", d.Pid()))
 	require.NoError(t, err)
 	return len(slices.DeleteFunc(links, func(link string) bool {
 		to, err := os.Readlink(link)

@@ -64,8 +64,10 @@ var rules = []rule{
 		reason: "what is shown of an image comes from the format and the registry, and takes no daemon"},
 	{path: "integration", imports: []string{"integration/..."},
 		reason: "what judges the daemon shares no code with it"},
-	{path: "hack", imports: []string{"integration/...", "hack/..."},
+	{path: "hack", imports: []string{"integration/...", "internal/harness", "hack/..."},
 		reason: "tools drive built binaries, as users do"},
+	{path: "internal/harness",
+		reason: "it starts built binaries, for tests that share no code with them"},
 	{path: "internal/seed",
 		reason: "it is for tests, which are free"},
 }

@@ -38,7 +38,7 @@ func TestKilledWhileExporting(t *testing.T) {
 	victims := map[string]func(*exec.Cmd){
 		"client": func(client *exec.Cmd) { client.Process.Kill() },
 		"daemon": func(*exec.Cmd) {
-			d.kill()
+			d.Kill()
 			d.start(t)
 		},
 	}

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/internal/harness"
 )
 
 // The manifests have what the API's schemas have, and refer to what there is.
@@ -37,10 +39,11 @@ func startKubernetes(t *testing.T) *kubernetes {
 	require.NoError(t, os.Chmod(dir, 0o755))
 	k := &kubernetes{address: fmt.Sprintf("127.0.0.1:%d", port), podman: newPodman(t)}
 	args := append([]string{"-listen", k.address, "-dir", dir, "podman"}, k.podman.flags...)
-	serve(t, dir, "kubernetes", exec.Command(tool("kubernetes"), args...), func() bool {
+	p, err := harness.Start(t.Context(), dir, "kubernetes", exec.Command(bin.Path("kubernetes"), args...), func() bool {
 		_, err := http.Get("http://" + k.address)
 		return err == nil
 	})
+	serve(t, p, err)
 	config := filepath.Join(dir, "config")
 	require.NoError(t, os.WriteFile(config, []byte(`{
 		"apiVersion": "v1", "kind": "Config", "current-context": "test",
@@ -76,8 +79,8 @@ func (k *kubernetes) isReady(t *testing.T, workload string) bool {
 // workload for.
 func testKubernetesDriver(t *testing.T, image, options string, flags ...string) {
 	k := startKubernetes(t)
-	d := &daemon{dir: tempDir(t)}
-	config := filepath.Join(d.dir, "buildkitd.toml")
+	d := clientsOf(t)
+	config := filepath.Join(d.Dir, "buildkitd.toml")
 	require.NoError(t, os.WriteFile(config, []byte("[worker.oci.labels]\n  configured = \"yes\"\n"), 0o600))
 	d.buildx(t, append([]string{"create", "--name", "test", "--driver", "kubernetes", "--bootstrap",
 		"--buildkitd-config", config, "--driver-opt", "image=" + image + "," + options}, flags...)...)
@@ -118,7 +121,7 @@ func testKubernetesManifest(t *testing.T, image, file, workload string) (name st
 	eventually(t, func() bool { return k.isReady(t, workload) }, func() string { return k.podman.run(t, "ps", "--all") })
 
 	name, g = pushLazy(t), newGate(t)
-	d := &daemon{dir: tempDir(t)}
+	d := clientsOf(t)
 	d.buildx(t, "create", "--name", "test", "--driver", "remote", "--driver-opt",
 		fmt.Sprintf("cacert=%s/ca.pem,cert=%s/client.pem,key=%s/client-key.pem", keys, keys, keys), "tcp://"+address)
 	built := repository(t) + ":latest"

@@ -43,7 +43,7 @@ func TestProfileWithoutFanotify(t *testing.T) {
 			}
 
 			d.killInStep(t, base)
-			d.binary = ours
+			d.Binary = ours
 			d.start(t)
 			for who, d := range map[string]*daemon{"killed": d, "another": startDaemon(t, ours)} {
 				p := d.build(t, dir, "--output", profiled(image+":"+who), "--cache-from", "type=registry,ref="+image+":cache")
@@ -54,7 +54,7 @@ func TestProfileWithoutFanotify(t *testing.T) {
 			}
 
 			d.killInStep(t, base)
-			d.binary = less
+			d.Binary = less
 			d.start(t)
 			p := d.build(t, dir, "--output", profiled(image+":cached"))
 			require.Empty(t, p.warnings)
@@ -137,7 +137,7 @@ func (d *daemon) killInStep(t *testing.T, base string) {
 	eventually(t, func() bool {
 		return slices.ContainsFunc(running(t, forever), func(line string) bool { return strings.HasPrefix(line, forever) })
 	}, func() string { return "the step does not run" })
-	d.kill()
+	d.Kill()
 	require.Error(t, client.Wait())
 }
 

@@ -100,7 +100,7 @@ func TestLazyCredentials(t *testing.T) {
 		g := newGate(t)
 		d := startLazy(t, onDemand)
 		d.build(t, upon(t, g.address+"/"+name, "head -c 100 /one"))
-		d.kill()
+		d.Kill()
 		requireNoSessions(t, d)
 		d.start(t)
 		_, err := d.as(t, g.address, "builder", "wrong").tryBuild(t, upon(t, g.address+"/"+pinned, "cat /two >/dev/null"))
@@ -160,7 +160,7 @@ func TestLazySharedStep(t *testing.T) {
 // that was killed.
 func requireNoSessions(t *testing.T, d *daemon) {
 	t.Helper()
-	root := filepath.Join(d.dir, "root", "runc-stargz")
+	root := filepath.Join(d.Dir, "root", "runc-stargz")
 	for _, name := range []string{"containerdmeta.db", "metadata_v2.db", "snapshots/snapshotter/metadata.db"} {
 		db, err := os.ReadFile(filepath.Join(root, name))
 		require.NoError(t, err)

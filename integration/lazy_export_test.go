@@ -43,7 +43,7 @@ func TestLazyRestartExport(t *testing.T) {
 		dir = upon(t, g.address+"/"+name, command)
 		d.build(t, dir)
 		if restart {
-			d.kill()
+			d.Kill()
 			d.start(t)
 		}
 		return d, dir, g
@@ -150,7 +150,7 @@ func TestLazyRestartExport(t *testing.T) {
 		dir := upon(t, g.address+"/"+repository+"@"+resolve(t, registry(t)+"/"+name).Digest.String(), command)
 		d := startLazy(t, onDemand)
 		d.build(t, dir, "--output", "type=image,name=it,"+forced(eStargz))
-		d.kill()
+		d.Kill()
 		g.server.Close()
 		d.start(t)
 		d.build(t, dir, "--output", "type=image,name=it,"+forced(eStargz))
@@ -181,7 +181,7 @@ func TestLazyExportInterrupted(t *testing.T) {
 		tag := fmt.Sprint(round)
 		d.buildctl(t, "prune", "--all")
 		d.build(t, dir)
-		d.kill()
+		d.Kill()
 		d.start(t)
 		victim := d.command(t.Context(), "buildx", "build", "--progress=quiet", "--output", output(tag+"-victim"), dir)
 		require.NoError(t, victim.Start())

@@ -96,7 +96,7 @@ func TestLazyOfOthers(t *testing.T) {
 			plain.build(t, dir, "--output", "type=image,push=true,oci-mediatypes=true,force-compression=true,compression=estargz,name="+image)
 		}},
 		{"ctr-remote", func(image string) {
-			run(t, "optimize", "-address", startContainerd(t).address, "-period", "1s", gzip, image)
+			run(t, "optimize", "-address", startContainerd(t).Address, "-period", "1s", gzip, image)
 		}},
 		{"min-chunk-size", func(image string) {
 			startDaemon(t, ours).build(t, dir, "--output", profiled(image, "estargz-min-chunk-size=65536"))
@@ -143,7 +143,7 @@ func TestLazyRestart(t *testing.T) {
 		}
 		return err == nil
 	}, func() string { return "the layers do not fill up" })
-	for _, end := range []func(){func() { require.NoError(t, d.stop()) }, d.kill} {
+	for _, end := range []func(){func() { require.NoError(t, d.Stop()) }, d.Kill} {
 		end()
 		d.start(t)
 		g.do(g.status(http.StatusForbidden))
@@ -182,7 +182,7 @@ func TestLazyKilled(t *testing.T) {
 		client := d.command(t.Context(), "buildx", "build", "--progress=quiet", upon(t, base, sumAll+fmt.Sprint(" # killed ", round)))
 		require.NoError(t, client.Start())
 		time.Sleep(time.Duration(rand.Int64N(int64(usual))))
-		d.kill()
+		d.Kill()
 		if client.Wait() != nil {
 			interrupted++
 		}
@@ -198,7 +198,7 @@ func TestLazyKilled(t *testing.T) {
 
 func (d *daemon) mounts(t *testing.T) []*mountinfo.Info {
 	t.Helper()
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(d.dir))
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(d.Dir))
 	require.NoError(t, err)
 	return mounts
 }
@@ -214,7 +214,7 @@ func requireNoDeadMounts(t *testing.T, d *daemon) {
 // requirePruned looks at the disk after everything was pruned.
 func requirePruned(t *testing.T, d *daemon) {
 	t.Helper()
-	requirePrunedBelow(t, filepath.Join(d.dir, "root"))
+	requirePrunedBelow(t, filepath.Join(d.Dir, "root"))
 }
 
 func requirePrunedBelow(t *testing.T, root string) {
@@ -409,5 +409,5 @@ func diskBytes(t *testing.T, du string) float64 {
 func TestLazyConfig(t *testing.T) {
 	needs(t)
 	d := startLazy(t, "http_cache_type = \"memory\"\n[worker.oci.stargzSnapshotter.blob]\nvalid_interval = 5\n")
-	require.Contains(t, d.tail(), "ignoring keys that mean nothing to this snapshotter: http_cache_type, blob")
+	require.Contains(t, d.Tail(), "ignoring keys that mean nothing to this snapshotter: http_cache_type, blob")
 }

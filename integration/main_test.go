@@ -7,15 +7,17 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/internal/harness"
 )
 
 var (
 	// bin has what hack/tools built.
-	bin = filepath.Join(environ("BUILDKITD_ESGZ_CACHE", "/var/cache/buildkitd-esgz"), "bin")
+	bin = harness.Tools(filepath.Join(environ("BUILDKITD_ESGZ_CACHE", "/var/cache/buildkitd-esgz"), "bin"))
 	// ours is the daemon under test.
-	ours = environ("BUILDKITD_ESGZ_DAEMON", filepath.Join(bin, "buildkitd-esgz"))
+	ours = environ("BUILDKITD_ESGZ_DAEMON", filepath.Join(string(bin), "buildkitd-esgz"))
 	// stock is upstream's daemon of the same version.
-	stock = filepath.Join(bin, "buildkitd")
+	stock = filepath.Join(string(bin), "buildkitd")
 	// required turns a skip into a failure: hack/test sets it, so that no test
 	// is left out unseen where all of them must run.
 	required = os.Getenv("BUILDKITD_ESGZ_REQUIRED") != ""
@@ -44,7 +46,7 @@ func needs(t *testing.T) {
 	if os.Geteuid() != 0 {
 		missing = "root"
 	}
-	for _, file := range []string{ours, stock, filepath.Join(bin, "buildx"), filepath.Join(bin, "containerd")} {
+	for _, file := range []string{ours, stock, filepath.Join(string(bin), "buildx"), filepath.Join(string(bin), "containerd")} {
 		if _, err := os.Stat(file); err != nil {
 			missing = file
 		}

@@ -52,16 +52,16 @@ func TestTerminationDrains(t *testing.T) {
 	case r := <-ended:
 		require.Fail(t, "the build ended early", "%v\n%s", r.err, r.p.text())
 	}
-	require.NoError(t, d.cmd.Process.Signal(syscall.SIGTERM))
-	eventually(t, func() bool { return strings.Contains(d.tail(), "stopping server") }, d.tail)
+	d.Signal(syscall.SIGTERM)
+	eventually(t, func() bool { return strings.Contains(d.Tail(), "stopping server") }, d.Tail)
 	_, err := d.tryBuild(t, upon(t, busybox(t), "true"))
 	require.ErrorContains(t, err, "takes no more builds")
 	close(release)
 	r := <-ended
 	require.NoError(t, r.err)
 	require.Equal(t, want, sum(t, r.p))
-	<-d.done
-	require.NoError(t, d.err)
+	<-d.Done()
+	require.NoError(t, d.Err())
 	requireEStargz(t, image)
 	// Its client asks for the record after the build.
 	written, err := os.ReadFile(metadata)
@@ -114,15 +114,15 @@ func TestHangingRegistry(t *testing.T) {
 	d.build(t, upon(t, busybox(t), "true"))
 	select {
 	case <-hanging:
-		require.Fail(t, "the build that was to hang has ended", d.tail())
+		require.Fail(t, "the build that was to hang has ended", d.Tail())
 	default:
 	}
 	// The first signal waits for builds, the second ends them.
-	require.NoError(t, d.cmd.Process.Signal(syscall.SIGTERM))
-	eventually(t, func() bool { return strings.Contains(d.tail(), "stopping server") }, d.tail)
-	require.NoError(t, d.cmd.Process.Signal(syscall.SIGTERM))
+	d.Signal(syscall.SIGTERM)
+	eventually(t, func() bool { return strings.Contains(d.Tail(), "stopping server") }, d.Tail)
+	d.Signal(syscall.SIGTERM)
 	<-hanging
-	<-d.done
+	<-d.Done()
 	g.do(nil)
 	d.start(t)
 	require.Equal(t, sums(t, registry(t)+"/"+name), sum(t, d.build(t, upon(t, base, sumAll))))

@@ -26,7 +26,7 @@ func TestProfileHasWhatTheOptimizerRecords(t *testing.T) {
 	d.build(t, dir, "--output", profiled(image+":profiled"))
 
 	record := filepath.Join(tempDir(t), "record")
-	run(t, "optimize", "-address", startContainerd(t).address, "-record-out", record, image+":gzip", image+":optimized")
+	run(t, "optimize", "-address", startContainerd(t).Address, "-record-out", record, image+":gzip", image+":optimized")
 	recorded := readRecord(t, record)
 	first, theirs := prioritized(t, onlyImage(t, image+":profiled")), prioritized(t, onlyImage(t, image+":optimized"))
 	require.Contains(t, recorded, "large", "the optimizer does its work")

@@ -22,7 +22,7 @@ func TestKilledWhileRecording(t *testing.T) {
 		return slices.ContainsFunc(running(t, forever), func(line string) bool { return strings.HasPrefix(line, forever) })
 	}
 	eventually(t, runs, func() string { return "the workload does not run" })
-	d.kill()
+	d.Kill()
 	require.Error(t, client.Wait())
 
 	d.start(t)
@@ -30,5 +30,5 @@ func TestKilledWhileRecording(t *testing.T) {
 	require.Empty(t, p.warnings)
 	layers := prioritized(t, onlyImage(t, image))
 	require.Equal(t, "data/first", layers[len(layers)-1])
-	requireNothingLeft(t, d.dir)
+	requireNothingLeft(t, d.Dir)
 }

@@ -37,7 +37,7 @@ func TestProfileUponLazyBase(t *testing.T) {
 // pulled them.
 func requireNotPulled(t *testing.T, d *daemon, layers []ocispecs.Descriptor) {
 	t.Helper()
-	blobs := filepath.Join(d.dir, "root", "runc-stargz", "content", "blobs", "sha256")
+	blobs := filepath.Join(d.Dir, "root", "runc-stargz", "content", "blobs", "sha256")
 	require.DirExists(t, blobs)
 	for _, layer := range layers {
 		require.NoFileExists(t, filepath.Join(blobs, layer.Digest.Encoded()))

@@ -24,7 +24,7 @@ func TestProfileOfBadWorkloads(t *testing.T) {
 	d := startDaemon(t, ours)
 	dir, plain := dataImage(t), repository(t)+":none"
 	d.build(t, dir, "--output", estargz(plain))
-	requireNothingLeft(t, d.dir)
+	requireNothingLeft(t, d.Dir)
 	idle := "estargz-profile-idle=1s"
 	for _, c := range []struct {
 		name, command, end string
@@ -48,7 +48,7 @@ func TestProfileOfBadWorkloads(t *testing.T) {
 			p, image := d.profileOf(t, dir, []string{"sh", "-c", c.command}, c.attributes...)
 			layers := prioritized(t, onlyImage(t, image))
 			require.Equal(t, "data/first", layers[len(layers)-1])
-			requireNothingLeft(t, d.dir)
+			requireNothingLeft(t, d.Dir)
 			requireOnlyOrdered(t, plain, image)
 			require.Contains(t, p.logs.String(), c.end)
 			if failed := strings.Contains(c.end, "code"); failed {
@@ -103,7 +103,7 @@ func TestProfileOfEndlessWorkload(t *testing.T) {
 	p := first.build(t, dir, "--output", output(image), "--cache-to", maxCache(image+"-cache"))
 	require.Contains(t, p.logs.String(), "run once more")
 	require.Contains(t, strings.Join(p.warnings, "\n"), "still read new files when its period ended")
-	requireNothingLeft(t, first.dir)
+	requireNothingLeft(t, first.Dir)
 	for tag, d := range map[string]*daemon{image + "-again": first, image + "-elsewhere": startDaemon(t, ours)} {
 		p := d.build(t, dir, "--output", output(tag), "--cache-from", cache)
 		_, cached := profileStep(t, p)
@@ -196,7 +196,7 @@ func TestProfileOfFullDisk(t *testing.T) {
 	p, image := d.profileOf(t, dir, full)
 	require.Contains(t, strings.Join(p.warnings, "\n"), "the builder's disk")
 	require.Greater(t, freeBytes(t, disk), free-8<<20)
-	requireNothingLeft(t, d.dir, disk)
+	requireNothingLeft(t, d.Dir, disk)
 	requireOnlyOrdered(t, plain, image)
 	layers := prioritized(t, onlyImage(t, image))
 	require.Equal(t, "data/first", layers[len(layers)-1])

@@ -1,21 +1,22 @@
 package integration
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/internal/harness"
 )
 
 // shared is what all tests use: one registry, with the base images in it. They
@@ -26,7 +27,7 @@ type fixtures struct {
 	once     sync.Once
 	err      error
 	dir      string
-	registry *process
+	registry *harness.Registry
 	address  string
 
 	basesMu sync.Mutex
@@ -45,26 +46,12 @@ func (f *fixtures) start() (err error) {
 	if f.dir, err = os.MkdirTemp("", "esgz-registry"); err != nil {
 		return err
 	}
-	cmd := exec.Command(tool("docker-registry"), "serve", filepath.Join("..", "hack", "registry.yml"))
-	cmd.Env = append(os.Environ(),
-		// It chooses a port, and logs it.
-		"REGISTRY_LOG_LEVEL=info",
-		"REGISTRY_HTTP_ADDR=127.0.0.1:0",
-		"REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY="+filepath.Join(f.dir, "registry"))
-	if f.registry, err = startProcess(f.dir, "registry", cmd); err != nil {
+	if f.registry, err = harness.StartRegistry(context.Background(), bin, f.dir); err != nil {
 		return err
 	}
-	return f.registry.untilReady(func() bool {
-		log, err := os.ReadFile(f.registry.log)
-		if found := listening.FindSubmatch(log); err == nil && found != nil {
-			f.address = string(found[1])
-		}
-		return f.address != ""
-	})
+	f.address = f.registry.Address
+	return nil
 }
-
-// listening is logged when connections are accepted.
-var listening = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
 
 // logins is where the clients of all daemons find their passwords.
 func (f *fixtures) logins() string { return filepath.Join(f.dir, "docker") }
@@ -73,7 +60,7 @@ func (f *fixtures) end() error {
 	if f.registry == nil {
 		return nil
 	}
-	return errors.Join(f.registry.stop(), os.RemoveAll(f.dir))
+	return errors.Join(f.registry.Stop(), os.RemoveAll(f.dir))
 }
 
 // repository is a name in the shared registry that no other test uses.

@@ -34,7 +34,7 @@ func TestRemoteTLS(t *testing.T) {
 	d := startDaemon(t, ours, "--addr", address,
 		"--tlscacert", in(keys, "ca.pem"), "--tlscert", in(keys, "server.pem"), "--tlskey", in(keys, "server-key.pem"))
 	workers := func(flags ...string) error {
-		_, err := output(t, exec.Command(tool("buildctl"), append(append([]string{"--addr", address}, flags...), "debug", "workers")...))
+		_, err := output(t, exec.Command(bin.Path("buildctl"), append(append([]string{"--addr", address}, flags...), "debug", "workers")...))
 		return err
 	}
 	trusting := []string{"--tlscacert", in(keys, "ca.pem")}

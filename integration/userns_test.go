@@ -56,7 +56,7 @@ func TestUserNamespace(t *testing.T) {
 			}
 			g.requireLazy(t, name)
 			// What was mounted is gone with the namespace.
-			d.kill()
+			d.Kill()
 			d.start(t)
 			require.Equal(t, want, sum(t, build("\nRUN echo again; "+sumAll+"\n")))
 			g.requireLazy(t, name)
@@ -131,18 +131,20 @@ func requireNotRecorded(t *testing.T, p *progress, image, reason string) {
 func startInUserNamespace(t *testing.T, binary string, ids syscall.SysProcIDMap, flags ...string) *daemon {
 	t.Helper()
 	maps := []syscall.SysProcIDMap{ids}
-	d := &daemon{binary: binary, dir: tempDir(t), flags: flags, attr: syscall.SysProcAttr{
+	d := clientsOf(t)
+	d.Binary, d.Flags = binary, flags
+	d.Attr = syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
 		UidMappings: maps, GidMappings: maps, GidMappingsEnableSetgroups: true,
 		Credential: &syscall.Credential{},
-	}}
-	own := []string{d.dir, filepath.Join(d.dir, "run"), filepath.Join(d.dir, "tmp")}
+	}
+	own := []string{d.Dir, filepath.Join(d.Dir, "run"), filepath.Join(d.Dir, "tmp")}
 	for _, dir := range own {
 		require.NoError(t, os.MkdirAll(dir, 0o700))
 		require.NoError(t, os.Chown(dir, ids.HostID, ids.HostID))
 	}
-	d.env = []string{"USER=builder", "HOME=" + d.dir, "XDG_RUNTIME_DIR=" + own[1]}
+	d.Env = []string{"USER=builder", "HOME=" + d.Dir, "XDG_RUNTIME_DIR=" + own[1]}
 	d.start(t)
-	d.buildx(t, "create", "--name", "test", "--driver", "remote", d.address())
+	d.createBuilder(t)
 	return d
 }

@@ -1,11 +1,11 @@
 package integration
 
 import (
-	"os/exec"
-	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/internal/harness"
 )
 
 // Every worker and snapshotter that BuildKit has builds on an eStargz base and
@@ -27,7 +27,7 @@ func TestWorkers(t *testing.T) {
 		}},
 		{"containerd", func(t *testing.T) []string {
 			return []string{"--oci-worker=false", "--containerd-worker=true", "--containerd-worker-net=host",
-				"--containerd-worker-addr=" + startContainerd(t).address}
+				"--containerd-worker-addr=" + startContainerd(t).Address}
 		}},
 	} {
 		t.Run(w.name, func(t *testing.T) {
@@ -64,9 +64,7 @@ func TestLazyBase(t *testing.T) {
 
 func startStargzSnapshotter(t *testing.T, dir string, flags ...string) (socket string) {
 	t.Helper()
-	socket = filepath.Join(dir, "stargz.sock")
-	serve(t, dir, "stargz-snapshotter",
-		exec.Command(tool("stargz-snapshotter"), append(flags, "-root", filepath.Join(dir, "stargz"), "-address", socket)...),
-		func() bool { return fileExists(socket) })
+	p, socket, err := harness.StartSnapshotter(t.Context(), bin, dir, flags...)
+	serve(t, p, err)
 	return socket
 }

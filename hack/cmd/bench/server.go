@@ -79,7 +79,7 @@ func startRegistry(ctx context.Context, c *config) (*registry, error) {
 	if err := l.Close(); err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(c.tool("docker-registry"), "serve", filepath.Join(c.repo, "hack", "registry.yml"))
+	cmd := exec.Command(c.tool("docker-registry"), "serve", filepath.Join(c.repo, "internal", "harness", "registry.yml"))
 	dir := filepath.Join(c.work, "registry")
 	cmd.Env = append(os.Environ(), "REGISTRY_HTTP_ADDR="+address, "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY="+dir)
 	s, err := startServer(ctx, cmd, func() bool {
