@@ -37,7 +37,7 @@ func (d *Daemon) Start(ctx context.Context) error {
 		}
 	}
 	// What a killed daemon leaves mounted lies below its directory too.
-	if err := os.MkdirAll(d.tmp(), 0o700); err != nil {
+	if err := os.MkdirAll(d.Temp(), 0o700); err != nil {
 		return err
 	}
 	p, err := start(ctx, d.Dir, filepath.Base(d.Binary), d.Command(context.WithoutCancel(ctx)), d.answer)
@@ -62,13 +62,14 @@ func (d *Daemon) Command(ctx context.Context) *exec.Cmd {
 		"--containerd-worker=false",
 		"--oci-worker-net=host",
 	}, d.Flags...)...)
-	cmd.Env = append(append(os.Environ(), "TMPDIR="+d.tmp()), d.Env...)
+	cmd.Env = append(append(os.Environ(), "TMPDIR="+d.Temp()), d.Env...)
 	attr := d.Attr
 	cmd.SysProcAttr = &attr
 	return cmd
 }
 
-func (d *Daemon) tmp() string { return filepath.Join(d.Dir, "tmp") }
+// Temp is where the daemon has its temporary files.
+func (d *Daemon) Temp() string { return filepath.Join(d.Dir, "tmp") }
 
 func (d *Daemon) socket() string { return filepath.Join(d.Dir, "buildkitd.sock") }
 

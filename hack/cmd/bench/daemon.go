@@ -10,23 +10,47 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/internal/harness"
 )
 
-// A daemon is a build daemon on a root that it may find prepared.
+// A daemon is a build daemon with a directory of its own.
 type daemon struct {
-	*server
-	c    *config
-	addr string
+	*harness.Daemon
+	c *config
 }
 
-func startDaemon(ctx context.Context, c *config, binary, root string, flags ...string) (*daemon, error) {
-	addr := "unix://" + filepath.Join(c.work, "buildkitd.sock")
-	cmd := exec.Command(binary, append(flags, "--root", root, "--addr", addr, "--containerd-worker=false", "--oci-worker-net=host")...)
-	cmd.Env = append(os.Environ(), "TMPDIR="+c.work)
-	s, err := startServer(ctx, cmd, func() bool {
-		return exec.CommandContext(ctx, c.tool("buildctl"), "--addr", addr, "debug", "workers").Run() == nil
-	})
-	return &daemon{s, c, addr}, err
+// startDaemon starts a daemon with a copy of a root, or with an empty one.
+func startDaemon(ctx context.Context, c *config, binary, prepared string, flags ...string) (*daemon, error) {
+	dir, err := os.MkdirTemp(c.work, "daemon")
+	if err != nil {
+		return nil, err
+	}
+	d := &daemon{&harness.Daemon{Tools: c.tools, Binary: c.tools.Path(binary), Dir: dir, Flags: flags}, c}
+	if prepared != "" {
+		if out, err := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", prepared, d.root()).CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("copy the prepared root: %w\n%s", err, out)
+		}
+	}
+	unix.Sync() // what is written later is somebody else's time
+	if err := d.Start(ctx); err != nil {
+		return nil, err
+	}
+	if err := d.CreateBuilder(ctx); err != nil {
+		return nil, errors.Join(err, d.stop())
+	}
+	return d, nil
+}
+
+func (d *daemon) root() string { return filepath.Join(d.Dir, "root") }
+
+// stop ends the daemon and removes all that it had.
+func (d *daemon) stop() error {
+	err := errors.Join(d.Stop(), harness.RemoveAll(d.Dir))
+	unix.Sync() // what is written later is somebody else's time
+	return err
 }
 
 // cpuTime is what the daemon and its children that have ended used so far.
@@ -57,21 +81,24 @@ func (d *daemon) forgetPeak() error {
 }
 
 // peakMemory is in bytes, resident.
-func (d *daemon) peakMemory() (int64, error) {
-	status, err := os.ReadFile(d.proc("status"))
+func (d *daemon) peakMemory() (int64, error) { return bytesOf(d.proc("status"), "VmHWM:") }
+
+// bytesOf reads a line of a file that the kernel writes, in kB.
+func bytesOf(file, name string) (int64, error) {
+	raw, err := os.ReadFile(file)
 	if err != nil {
 		return 0, err
 	}
-	for line := range strings.Lines(string(status)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+	for line := range strings.Lines(string(raw)) {
+		if rest, ok := strings.CutPrefix(line, name); ok {
 			var kib int64
 			_, err := fmt.Sscanf(rest, "%d kB", &kib)
 			return kib << 10, err
 		}
 	}
-	return 0, errors.New("no VmHWM")
+	return 0, fmt.Errorf("%s: no %s", file, name)
 }
 
 func (d *daemon) proc(file string) string {
-	return filepath.Join("/proc", strconv.Itoa(d.cmd.Process.Pid), file)
+	return filepath.Join("/proc", strconv.Itoa(d.Pid()), file)
 }

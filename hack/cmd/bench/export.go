@@ -7,14 +7,12 @@ import (
 	"fmt"
 	"log"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/integration/pushed"
 )
@@ -80,22 +78,21 @@ func export(ctx context.Context, c *config) (sections []section, err error) {
 	return sections, nil
 }
 
-func (image exportImage) measure(ctx context.Context, c *config) ([]*contender, error) {
-	var contenders []*contender
+func (image exportImage) measure(ctx context.Context, c *config) (contenders []*contender, err error) {
 	for _, who := range image.contenders {
 		contenders = append(contenders, &who)
 	}
-	prepared := filepath.Join(c.work, "prepared")
-	defer os.RemoveAll(prepared)
 	log.Printf("building %s, to be exported later", image.target)
-	if err := prepare(ctx, c, prepared, image.target, image.before); err != nil {
+	prepared, err := prepare(ctx, c, image.target, image.before)
+	if err != nil {
 		return nil, err
 	}
+	defer func() { err = errors.Join(err, prepared.stop()) }()
 	tars := filepath.Join(c.work, "tars")
 	defer os.RemoveAll(tars)
 	for run := range c.runs {
 		for _, who := range contenders {
-			r, err := measure(ctx, c, prepared, tars, image.target, who)
+			r, err := measure(ctx, c, prepared.root(), tars, image.target, who)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", who.name, err)
 			}
@@ -106,14 +103,17 @@ func (image exportImage) measure(ctx context.Context, c *config) ([]*contender, 
 	return contenders, nil
 }
 
-func prepare(ctx context.Context, c *config, root, target, output string) (err error) {
-	d, err := startBuilder(ctx, c, "buildkitd", root)
+// prepare builds a target with the stock daemon, and returns the daemon, which
+// has ended, with its root.
+func prepare(ctx context.Context, c *config, target, output string) (*daemon, error) {
+	d, err := startDaemon(ctx, c, "buildkitd", "")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, d.stop()) }()
-	_, err = d.build(ctx, target, output)
-	return err
+	if _, err := d.build(ctx, target, output); err != nil {
+		return nil, errors.Join(err, d.stop())
+	}
+	return d, d.Stop()
 }
 
 // measure measures one export, or in its stead pgzip over the tars that the
@@ -122,13 +122,7 @@ func measure(ctx context.Context, c *config, prepared, tars, target string, who 
 	if who.compression == "pgzip" {
 		return compressAlone(tars)
 	}
-	unix.Sync() // what is written later is somebody else's time
-	root := filepath.Join(c.work, "root")
-	defer func() { err = errors.Join(err, os.RemoveAll(root)) }()
-	if out, err := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", prepared, root).CombinedOutput(); err != nil {
-		return r, fmt.Errorf("copy the prepared root: %w\n%s", err, out)
-	}
-	d, err := startDaemon(ctx, c, c.tool(who.binary), root)
+	d, err := startDaemon(ctx, c, who.binary, prepared)
 	if err != nil {
 		return r, err
 	}
@@ -153,7 +147,7 @@ func measure(ctx context.Context, c *config, prepared, tars, target string, who 
 		return r, err
 	}
 	r.wall, r.cpu = image.export, after-before
-	blobs := filepath.Join(root, "runc-overlayfs", "content", "blobs")
+	blobs := filepath.Join(d.root(), "runc-overlayfs", "content", "blobs")
 	if who.compression == "gzip" && tars != "" {
 		if err := unpackTars(blobs, image.digest, tars); err != nil {
 			return r, err
@@ -210,7 +204,7 @@ type exported struct {
 // export builds an image, or takes it from the root when it has been built there,
 // and makes it one of the daemon's.
 func (d *daemon) export(ctx context.Context, target, attributes string, args ...string) (exported, error) {
-	metadata := filepath.Join(d.c.work, "metadata.json")
+	metadata := filepath.Join(d.Dir, "metadata.json")
 	progress, err := d.build(ctx, target, "type=image,name=bench,push=false,oci-mediatypes=true,"+attributes, append(args, "--metadata-file", metadata)...)
 	if err != nil {
 		return exported{}, err

@@ -14,7 +14,7 @@ func hostile(ctx context.Context, c *config) ([]section, error) {
 	var order []hostileCase
 	runs := map[hostileCase][]hostileRun{}
 	for range c.runs {
-		out, err := exec.CommandContext(ctx, c.tool("store.test"), "-test.run=^$", "-test.bench=^BenchmarkHostile$", "-test.benchtime=1x").CombinedOutput()
+		out, err := exec.CommandContext(ctx, c.tools.Path("store.test"), "-test.run=^$", "-test.bench=^BenchmarkHostile$", "-test.benchtime=1x").CombinedOutput()
 		if err != nil {
 			return nil, fmt.Errorf("BenchmarkHostile: %w\n%s", err, out)
 		}

@@ -5,15 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/moby/buildkit/client"
+	"github.com/buildkitd-esgz/buildkitd-esgz/internal/harness"
 )
 
 // An idler is a daemon that has nothing to do, with what each start took.
@@ -68,65 +65,20 @@ func idle(ctx context.Context, c *config) ([]section, error) {
 	return []section{s}, nil
 }
 
+// start waits for the daemon's first answer.
 func (i *idler) start(ctx context.Context, c *config) (s idleStart, err error) {
 	dir := filepath.Join(c.work, strings.ReplaceAll(i.name, ", ", "-"))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return s, err
 	}
-	socket := filepath.Join(dir, "buildkitd.sock")
-	cmd := exec.Command(c.tool(i.binary), append(i.flags, "--root", filepath.Join(dir, "root"), "--addr", "unix://"+socket,
-		"--containerd-worker=false", "--oci-worker-net=host")...)
+	d := &daemon{&harness.Daemon{Tools: c.tools, Binary: c.tools.Path(i.binary), Dir: dir, Flags: i.flags}, c}
 	start := time.Now()
-	// Without the intervals in which startServer asks.
-	srv, err := startServer(ctx, cmd, func() bool {
-		if err = firstAnswer(ctx, socket); err == nil {
-			s.took = time.Since(start)
-		}
-		return true
-	})
-	if err != nil {
+	if err := d.Start(ctx); err != nil {
 		return s, err
 	}
-	defer func() { err = errors.Join(err, srv.stop()) }()
+	defer func() { err = errors.Join(err, d.Stop()) }()
+	s.took = time.Since(start)
 	time.Sleep(3 * time.Second)
-	s.memory, err = resident(cmd.Process.Pid)
+	s.memory, err = bytesOf(d.proc("smaps_rollup"), "Rss:")
 	return s, err
-}
-
-// firstAnswer waits for the daemon to answer.
-func firstAnswer(ctx context.Context, socket string) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	cl, err := client.New(ctx, "unix://"+socket, client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-		for {
-			conn, err := net.Dial("unix", socket)
-			if err == nil || ctx.Err() != nil {
-				return conn, err
-			}
-			time.Sleep(time.Millisecond)
-		}
-	}))
-	if err != nil {
-		return err
-	}
-	defer cl.Close()
-	_, err = cl.ListWorkers(ctx)
-	return err
-}
-
-// resident is a process's memory in bytes.
-func resident(pid int) (int64, error) {
-	name := filepath.Join("/proc", strconv.Itoa(pid), "smaps_rollup")
-	raw, err := os.ReadFile(name)
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(raw)) {
-		if rest, ok := strings.CutPrefix(line, "Rss:"); ok {
-			var kib int64
-			_, err := fmt.Sscanf(rest, "%d kB", &kib)
-			return kib << 10, err
-		}
-	}
-	return 0, errors.New(name + ": no Rss")
 }

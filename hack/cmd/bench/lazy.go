@@ -10,7 +10,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/integration/shaped"
@@ -80,7 +79,7 @@ func lazy(ctx context.Context, c *config) (sections []section, err error) {
 }
 
 func coldBuilds(ctx context.Context, c *config, r *registry, link shaped.Link) (s section, err error) {
-	line, err := shaped.New(r.address, link)
+	line, err := shaped.New(r.Address, link)
 	if err != nil {
 		return s, err
 	}
@@ -113,7 +112,7 @@ func (j *job) cold(ctx context.Context, c *config, line *shaped.Proxy) (p pulled
 	if err != nil {
 		return p, err
 	}
-	defer func() { err = errors.Join(err, d.discard()) }()
+	defer func() { err = errors.Join(err, d.stop()) }()
 	if err := dropCaches(); err != nil {
 		return p, err
 	}
@@ -128,35 +127,12 @@ func (j *job) cold(ctx context.Context, c *config, line *shaped.Proxy) (p pulled
 	return p, nil
 }
 
-// A pullingDaemon has a root of its own, which goes away with it.
-type pullingDaemon struct {
-	*daemon
-	root string
-}
-
-func startPuller(ctx context.Context, c *config, who puller) (*pullingDaemon, error) {
-	root, err := os.MkdirTemp(c.work, "puller")
-	if err != nil {
-		return nil, err
-	}
-	d, err := startDaemon(ctx, c, c.tool(who.binary), root, "--oci-worker-snapshotter="+who.snapshotter)
-	return &pullingDaemon{d, root}, err
-}
-
-func (d *pullingDaemon) discard() error {
-	errs := []error{d.stop()}
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(d.root))
-	errs = append(errs, err)
-	for _, m := range mounts {
-		errs = append(errs, unix.Unmount(m.Mountpoint, unix.MNT_DETACH))
-	}
-	errs = append(errs, os.RemoveAll(d.root))
-	unix.Sync() // what is written later is somebody else's time
-	return errors.Join(errs...)
+func startPuller(ctx context.Context, c *config, who puller) (*daemon, error) {
+	return startDaemon(ctx, c, who.binary, "", "--oci-worker-snapshotter="+who.snapshotter)
 }
 
 // run builds one RUN step upon an image and returns what it printed.
-func (d *pullingDaemon) run(ctx context.Context, image, commands string) (string, error) {
+func (d *daemon) run(ctx context.Context, image, commands string) (string, error) {
 	dir, err := os.MkdirTemp(d.c.work, "context")
 	if err != nil {
 		return "", err
@@ -166,7 +142,7 @@ func (d *pullingDaemon) run(ctx context.Context, image, commands string) (string
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o600); err != nil {
 		return "", err
 	}
-	out, err := d.command(ctx, "buildctl", "--addr", d.addr, "build", "--frontend=dockerfile.v0", "--no-cache", "--progress=plain",
+	out, err := d.Client(ctx, "buildctl", "build", "--frontend=dockerfile.v0", "--no-cache", "--progress=plain",
 		"--local=context="+dir, "--local=dockerfile="+dir).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build upon %s: %w\n%s", image, err, out)

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"log"
-	"os"
-	"path/filepath"
 )
 
 // lazyImages are the attributes that each tag of the demo image is exported with.
@@ -18,12 +16,11 @@ var lazyImages = []struct{ tag, attributes string }{
 // pushLazyImages builds the demo image once and pushes it in all ways, and an
 // image with a large file.
 func pushLazyImages(ctx context.Context, c *config, r *registry) (err error) {
-	root := filepath.Join(c.work, "builder")
-	d, err := startBuilder(ctx, c, "buildkitd-esgz", root)
+	d, err := startDaemon(ctx, c, ourName, "")
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.stop(), os.RemoveAll(root)) }()
+	defer func() { err = errors.Join(err, d.stop()) }()
 	for _, target := range []string{"demo", "large"} {
 		for _, image := range lazyImages {
 			if target == "large" && image.tag == "profiled" {

@@ -16,7 +16,7 @@ import (
 func mounting(ctx context.Context, c *config, _ *registry) (s section, err error) {
 	runs := map[int][]mountRun{}
 	for range c.runs {
-		out, err := exec.CommandContext(ctx, c.tool("lazyfs.test"), "-test.run=^$", "-test.bench=^BenchmarkMount$", "-test.benchtime=3x").CombinedOutput()
+		out, err := exec.CommandContext(ctx, c.tools.Path("lazyfs.test"), "-test.run=^$", "-test.bench=^BenchmarkMount$", "-test.benchtime=3x").CombinedOutput()
 		if err != nil {
 			return s, fmt.Errorf("BenchmarkMount: %w\n%s", err, out)
 		}

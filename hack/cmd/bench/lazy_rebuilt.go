@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/integration/shaped"
 )
@@ -20,7 +18,7 @@ func rebuiltBase(ctx context.Context, c *config, r *registry) (s section, err er
 	if err := pushRebuilt(ctx, c, r); err != nil {
 		return s, err
 	}
-	line, err := shaped.New(r.address, shaped.Link{})
+	line, err := shaped.New(r.Address, shaped.Link{})
 	if err != nil {
 		return s, err
 	}
@@ -29,7 +27,7 @@ func rebuiltBase(ctx context.Context, c *config, r *registry) (s section, err er
 	if err != nil {
 		return s, err
 	}
-	defer func() { err = errors.Join(err, d.discard()) }()
+	defer func() { err = errors.Join(err, d.stop()) }()
 	if _, err := d.run(ctx, line.Addr()+"/rebuilt:1", readAll); err != nil {
 		return s, err
 	}
@@ -45,12 +43,11 @@ func rebuiltBase(ctx context.Context, c *config, r *registry) (s section, err er
 }
 
 func pushRebuilt(ctx context.Context, c *config, r *registry) (err error) {
-	root := filepath.Join(c.work, "rebuilder")
-	d, err := startBuilder(ctx, c, "buildkitd-esgz", root)
+	d, err := startDaemon(ctx, c, ourName, "")
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.stop(), os.RemoveAll(root)) }()
+	defer func() { err = errors.Join(err, d.stop()) }()
 	for _, build := range []string{"1", "2"} {
 		output := "type=registry,oci-mediatypes=true,compression=estargz,estargz-profile=none,name=" + r.ref("rebuilt", build)
 		if _, err := d.build(ctx, "rebuilt", output, "--set", "rebuilt.args.BUILD="+build); err != nil {

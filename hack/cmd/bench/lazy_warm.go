@@ -65,7 +65,7 @@ func measureWarm(ctx context.Context, c *config, r *registry, who puller, tag st
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.discard()) }()
+	defer func() { err = errors.Join(err, d.stop()) }()
 	for _, image := range []string{"demo", "large"} {
 		if _, err := d.run(ctx, r.ref(image, tag), readAll); err != nil {
 			return err

@@ -17,18 +17,18 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/internal/harness"
 )
 
 // config says where everything is.
 type config struct {
-	bin  string // what hack/tools built
-	base string // the directory with the tar that hack/base made
-	repo string
-	work string // a directory of this run
-	runs int
+	tools harness.Tools
+	base  string // the directory with the tar that hack/base made
+	repo  string
+	work  string // a directory of this run
+	runs  int
 }
-
-func (c *config) tool(name string) string { return filepath.Join(c.bin, name) }
 
 // ourName begins the names of our contenders.
 const ourName = "buildkitd-esgz"
@@ -69,9 +69,9 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	c := &config{bin: filepath.Join(*cache, "bin"), base: filepath.Join(*cache, "base"), repo: *repo, work: work, runs: *runs}
+	c := &config{tools: harness.Tools(filepath.Join(*cache, "bin")), base: filepath.Join(*cache, "base"), repo: *repo, work: work, runs: *runs}
 	page, err := benchmarks[at].run(ctx, c, filepath.Join(*cache, "bench"))
-	if err := errors.Join(err, os.RemoveAll(work)); err != nil {
+	if err := errors.Join(err, harness.RemoveAll(work)); err != nil {
 		log.Fatal(err)
 	}
 	log.Printf("the page with plots: %s", page)
@@ -90,6 +90,9 @@ func (b *benchmark) run(ctx context.Context, c *config, dir string) (page string
 	r := &report{
 		Name: b.name, Title: b.title, Command: fmt.Sprintf("hack/bench -runs %d %s", c.runs, b.name),
 		Revision: revision(), Machine: machine(), Date: time.Now(),
+	}
+	if err := writeBakeFile(c); err != nil {
+		return "", err
 	}
 	if r.Sections, err = b.measure(ctx, c); err != nil {
 		return "", err

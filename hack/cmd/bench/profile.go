@@ -79,7 +79,7 @@ func (s *subject) optimize(ctx context.Context, c *config, r *registry) (err err
 	}
 	recorded := filepath.Join(c.work, s.name+".json")
 	err = n.run(ctx, "optimize", "-record-out", recorded, r.ref(s.name, plain), r.ref(s.name, s.theirs.tag))
-	if err := errors.Join(err, n.stop(ctx)); err != nil {
+	if err := errors.Join(err, n.stop()); err != nil {
 		return err
 	}
 	if s.recorded, err = readRecord(recorded); err != nil {
@@ -98,7 +98,7 @@ var nodeLink = shaped.Link{Delay: 20 * time.Millisecond, BytesPerSecond: 400e6 /
 
 // startSubjects starts every image cold, each time on a node of its own.
 func startSubjects(ctx context.Context, c *config, r *registry, all []*subject) (err error) {
-	line, err := shaped.New(r.address, nodeLink)
+	line, err := shaped.New(r.Address, nodeLink)
 	if err != nil {
 		return err
 	}

@@ -4,13 +4,12 @@ import (
 	"context"
 	"errors"
 	"log"
-	"path/filepath"
 )
 
 // buildSubjects builds the images with our daemon, and pushes each of them
 // twice. The daemon's gzip layers are those of the stock one.
 func buildSubjects(ctx context.Context, c *config, r *registry, all []*subject) (err error) {
-	d, err := startBuilder(ctx, c, "buildkitd-esgz", filepath.Join(c.work, "root"))
+	d, err := startDaemon(ctx, c, ourName, "")
 	if err != nil {
 		return err
 	}

@@ -7,100 +7,39 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
-
 	"github.com/buildkitd-esgz/buildkitd-esgz/integration/shaped"
+	"github.com/buildkitd-esgz/buildkitd-esgz/internal/harness"
 )
 
-// A node is containerd with the stock stargz-snapshotter as upstream configures
-// it. It starts with nothing.
+// A node has the stock stargz-snapshotter as upstream configures it, and a
+// directory of its own. It starts with nothing.
 type node struct {
-	c       *config
-	dir     string
-	address string
-	servers []*server // in the order of their start
+	*harness.Node
+	dir string
 }
 
-func startNode(ctx context.Context, c *config) (n *node, err error) {
-	n = &node{c: c}
-	if n.dir, err = os.MkdirTemp(c.work, "node"); err != nil {
+func startNode(ctx context.Context, c *config) (*node, error) {
+	dir, err := os.MkdirTemp(c.work, "node")
+	if err != nil {
 		return nil, err
 	}
-	n.address = filepath.Join(n.dir, "containerd.sock")
-	if err := n.serve(ctx); err != nil {
-		return nil, errors.Join(err, n.stop(ctx))
-	}
-	return n, nil
-}
-
-func (n *node) serve(ctx context.Context) error {
-	socket, file := filepath.Join(n.dir, "stargz.sock"), filepath.Join(n.dir, "containerd.toml")
-	err := os.WriteFile(file, fmt.Appendf(nil, `
-version = 3
-root = %q
-state = %q
-[grpc]
-  address = %q
-[ttrpc]
-  address = %q
-[proxy_plugins.stargz]
-  type = "snapshot"
-  address = %q
-`, filepath.Join(n.dir, "containerd"), filepath.Join(n.dir, "state"), n.address, n.address+".ttrpc", socket), 0o600)
-	if err != nil {
-		return err
-	}
-	stargz := exec.Command(n.c.tool("stargz-snapshotter"), "-prefetch", "-root", filepath.Join(n.dir, "stargz"), "-address", socket)
-	if err := n.add(startServer(ctx, stargz, func() bool { _, err := os.Stat(socket); return err == nil })); err != nil {
-		return err
-	}
-	containerd := exec.Command(n.c.tool("containerd"), "--config", file)
-	// The shim is found on the path.
-	containerd.Env = append(os.Environ(), "PATH="+n.c.bin+":"+os.Getenv("PATH"))
-	return n.add(startServer(ctx, containerd, func() bool { return n.run(ctx, "ctr", "version") == nil }))
-}
-
-func (n *node) add(s *server, err error) error {
-	if err == nil {
-		n.servers = append(n.servers, s)
-	}
-	return err
-}
-
-// command is a tool that talks to containerd.
-func (n *node) command(ctx context.Context, tool string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, n.c.tool(tool), args...)
-	cmd.Env = append(os.Environ(), "CONTAINERD_ADDRESS="+n.address)
-	return cmd
+	n, err := harness.StartNode(ctx, c.tools, dir, "-prefetch")
+	return &node{n, dir}, err
 }
 
 func (n *node) run(ctx context.Context, tool string, args ...string) error {
-	if out, err := n.command(ctx, tool, args...).CombinedOutput(); err != nil {
+	if out, err := n.Client(ctx, tool, args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s %s: %w\n%s", tool, strings.Join(args, " "), err, out)
 	}
 	return nil
 }
 
 // stop ends the node and removes all that it had.
-func (n *node) stop(ctx context.Context) error {
-	var errs []error
-	for _, s := range slices.Backward(n.servers) {
-		errs = append(errs, s.stop())
-	}
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(n.dir))
-	errs = append(errs, err)
-	for _, m := range slices.Backward(mounts) {
-		errs = append(errs, syscall.Unmount(m.Mountpoint, syscall.MNT_DETACH))
-	}
-	return errors.Join(append(errs, os.RemoveAll(n.dir))...)
-}
+func (n *node) stop() error { return errors.Join(n.Stop(), harness.RemoveAll(n.dir)) }
 
 // A start is what one cold start took until the image was ready.
 type start struct {
@@ -118,7 +57,7 @@ func startCold(ctx context.Context, c *config, line *shaped.Proxy, name, ready s
 	if err != nil {
 		return s, err
 	}
-	defer func() { err = errors.Join(err, n.stop(ctx)) }()
+	defer func() { err = errors.Join(err, n.stop()) }()
 	line.Reset()
 	image, begin := line.Addr()+"/"+name, time.Now()
 	if err := n.run(ctx, "lazy-pull", image); err != nil {
@@ -131,7 +70,7 @@ func startCold(ctx context.Context, c *config, line *shaped.Proxy, name, ready s
 // container runs an image until it is ready, and says when that is.
 func (n *node) container(ctx context.Context, image, ready string, now func()) error {
 	const id = "subject"
-	cmd := n.command(ctx, "ctr", "run", "--rm", "--snapshotter", "stargz", image, id)
+	cmd := n.Client(ctx, "ctr", "run", "--rm", "--snapshotter", "stargz", image, id)
 	if ready == "" {
 		out, err := cmd.CombinedOutput()
 		now()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -28,7 +27,7 @@ func recordSteps(ctx context.Context, c *config) (sections []section, err error)
 		{name: "`apt-get install` of some 50 packages", begins: "] RUN : apt-get"},
 		{name: "`make -j2` of 300 C files", begins: "] RUN : make"},
 	}
-	d, err := startBuilder(ctx, c, "buildkitd-esgz", filepath.Join(c.work, "root"))
+	d, err := startDaemon(ctx, c, ourName, "")
 	if err != nil {
 		return nil, err
 	}

@@ -45,9 +45,7 @@ func size(ctx context.Context, c *config) ([]section, error) {
 
 // export builds the image, and measures what it takes to export it then.
 func (l *large) export(ctx context.Context, c *config) (r result, err error) {
-	root := filepath.Join(c.work, "root")
-	defer func() { err = errors.Join(err, os.RemoveAll(root)) }()
-	d, err := startBuilder(ctx, c, ourName, root)
+	d, err := startDaemon(ctx, c, ourName, "")
 	if err != nil {
 		return r, err
 	}

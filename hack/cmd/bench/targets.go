@@ -3,11 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"iter"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -54,38 +52,11 @@ func writeBakeFile(c *config) error {
 
 func (c *config) bakeFile() string { return filepath.Join(c.work, "bake.json") }
 
-// startBuilder starts a daemon with what builds images on it.
-func startBuilder(ctx context.Context, c *config, binary, root string) (*daemon, error) {
-	if err := writeBakeFile(c); err != nil {
-		return nil, err
-	}
-	d, err := startDaemon(ctx, c, c.tool(binary), root)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.RemoveAll(d.buildxConfig()); err != nil { // that of an earlier builder
-		return nil, errors.Join(err, d.stop())
-	}
-	create := d.command(ctx, "buildx", "create", "--name", "bench", "--driver", "remote", d.addr)
-	if out, err := create.CombinedOutput(); err != nil {
-		return nil, errors.Join(fmt.Errorf("buildx create: %w\n%s", err, out), d.stop())
-	}
-	return d, nil
-}
-
-func (d *daemon) command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, d.c.tool(name), args...)
-	cmd.Env = append(os.Environ(), "BUILDX_CONFIG="+d.buildxConfig(), "BUILDX_BUILDER=bench",
-		"BUILDX_NO_DEFAULT_ATTESTATIONS=1", "BUILDX_BAKE_ENTITLEMENTS_FS=0")
-	return cmd
-}
-
-func (d *daemon) buildxConfig() string { return filepath.Join(d.c.work, "buildx") }
-
 // build builds a target, sends it to the output, and returns the progress, as
 // JSON.
 func (d *daemon) build(ctx context.Context, target, output string, args ...string) (progress string, err error) {
-	cmd := d.command(ctx, "buildx", append([]string{"bake", "--file", d.c.bakeFile(), "--progress=rawjson", target, "--set", target + ".output=" + output}, args...)...)
+	cmd := d.Client(ctx, "buildx", append([]string{"bake", "--file", d.c.bakeFile(), "--progress=rawjson", target, "--set", target + ".output=" + output}, args...)...)
+	cmd.Env = append(cmd.Env, "BUILDX_BAKE_ENTITLEMENTS_FS=0")
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {

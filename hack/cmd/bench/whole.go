@@ -5,14 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // A route leads from a built image to one of eStargz in a registry.
@@ -41,12 +36,12 @@ func (t trip) all() time.Duration { return t.own() + t.workload }
 // whole measures all that stands between a built image and one in a registry
 // that starts well when it is pulled lazily. Each time there is a copy of the
 // same root with the image built, and a registry that has nothing of it.
-func whole(ctx context.Context, c *config) ([]section, error) {
-	prepared := filepath.Join(c.work, "prepared")
-	defer os.RemoveAll(prepared)
-	if err := prepare(ctx, c, prepared, "python", notExported); err != nil {
+func whole(ctx context.Context, c *config) (sections []section, err error) {
+	prepared, err := prepare(ctx, c, "python", notExported)
+	if err != nil {
 		return nil, err
 	}
+	defer func() { err = errors.Join(err, prepared.stop()) }()
 	routes := []*route{
 		{name: "stock gzip, then `ctr-remote image optimize`", travel: optimized()},
 		{name: "stock gzip, then `ctr-remote image convert --estargz`", travel: optimized("-no-optimize")},
@@ -55,7 +50,7 @@ func whole(ctx context.Context, c *config) ([]section, error) {
 	}
 	for run := range c.runs {
 		for _, route := range routes {
-			t, err := route.once(ctx, c, prepared)
+			t, err := route.once(ctx, c, prepared.root())
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", route.name, err)
 			}
@@ -71,20 +66,14 @@ func (route *route) once(ctx context.Context, c *config, prepared string) (t tri
 	if err != nil {
 		return t, err
 	}
-	defer func() { err = errors.Join(err, r.stop(), os.RemoveAll(r.dir)) }()
+	defer func() { err = errors.Join(err, r.stop()) }()
 	return route.travel(ctx, c, prepared, r)
 }
 
 // exportTo pushes the image with a daemon on a copy of the root, and says how
 // long that took and what was shown meanwhile.
 func exportTo(ctx context.Context, c *config, binary, prepared, ref, compression string) (took time.Duration, progress string, err error) {
-	root := filepath.Join(c.work, "root")
-	defer func() { err = errors.Join(err, os.RemoveAll(root)) }()
-	if out, err := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", prepared, root).CombinedOutput(); err != nil {
-		return 0, "", fmt.Errorf("copy the prepared root: %w\n%s", err, out)
-	}
-	unix.Sync() // what is written later is somebody else's time
-	d, err := startDaemon(ctx, c, c.tool(binary), root)
+	d, err := startDaemon(ctx, c, binary, prepared)
 	if err != nil {
 		return 0, "", err
 	}
@@ -118,9 +107,9 @@ func optimized(flags ...string) func(context.Context, *config, string, *registry
 		if err != nil {
 			return t, err
 		}
-		defer func() { err = errors.Join(err, n.stop(ctx)) }()
+		defer func() { err = errors.Join(err, n.stop()) }()
 		begin := time.Now()
-		out, err := n.command(ctx, "optimize", append(flags, r.ref("python", plain), r.ref("python", "theirs"))...).CombinedOutput()
+		out, err := n.Client(ctx, "optimize", append(flags, r.ref("python", plain), r.ref("python", "theirs"))...).CombinedOutput()
 		if err != nil {
 			return t, fmt.Errorf("optimize: %w\n%s", err, out)
 		}

@@ -278,7 +278,7 @@ func (d *daemon) checkStopped() error {
 // checkTemporary passes over directories that are empty: those that a daemon makes to
 // mount something there stay if it is killed before, and nobody can tell whose they are.
 func (d *daemon) checkTemporary() error {
-	left, err := filepath.Glob(filepath.Join(d.tmp, "*"))
+	left, err := filepath.Glob(filepath.Join(d.Temp(), "*"))
 	if err != nil {
 		return err
 	}

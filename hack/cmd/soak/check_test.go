@@ -20,6 +20,8 @@ import (
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
 	"google.golang.org/grpc"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/internal/harness"
 )
 
 // control answers what the checks ask a daemon for.
@@ -43,8 +45,8 @@ func (*control) ListenBuildHistory(*controlapi.BuildHistoryRequest, grpc.ServerS
 // fakeDaemon has a cache of 3 MiB in order.
 func fakeDaemon(t *testing.T) (*daemon, *control) {
 	dir := t.TempDir()
-	d := &daemon{name: "fake", snapshotter: "fake", root: filepath.Join(dir, "root"), tmp: filepath.Join(dir, "tmp")}
-	for _, dir := range []string{d.tmp, d.root, filepath.Join(d.worker(), "snapshots/snapshotter")} {
+	d := &daemon{name: "fake", snapshotter: "fake", root: filepath.Join(dir, "root"), Daemon: &harness.Daemon{Dir: dir}}
+	for _, dir := range []string{d.Temp(), d.root, filepath.Join(d.worker(), "snapshots/snapshotter")} {
 		require.NoError(t, os.MkdirAll(dir, 0o700))
 	}
 	write(t, 3<<20, d.worker(), "snapshots/snapshotter/snapshots/1/fs/file")
@@ -116,7 +118,7 @@ func TestChecks(t *testing.T) {
 			c.records[0].InUse = true
 		}, "in use, while nobody builds: record"},
 		"a mount": {running, func(t *testing.T, d *daemon, _ *control) {
-			mount(t, filepath.Join(d.tmp, "mount"), "tmpfs", "")
+			mount(t, filepath.Join(d.Temp(), "mount"), "tmpfs", "")
 		}, "mounted, while nobody builds"},
 		"a dead mount": {running, func(t *testing.T, d *daemon, _ *control) {
 			fd, err := syscall.Open("/dev/fuse", syscall.O_RDWR, 0)
@@ -135,7 +137,7 @@ func TestChecks(t *testing.T) {
 			write(t, 1, d.worker(), "executor/1/config.json")
 		}, "executor/1/config.json"},
 		"a temporary file": {stopped, func(t *testing.T, d *daemon, _ *control) {
-			write(t, 1, d.tmp, "file")
+			write(t, 1, d.Temp(), "file")
 		}, "a temporary file of a daemon that has ended"},
 		"a lease": {stopped, func(t *testing.T, d *daemon, _ *control) {
 			lease(t, d, "another")

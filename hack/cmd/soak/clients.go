@@ -9,7 +9,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -64,7 +63,7 @@ func (d *daemon) killClient(r *rand.Rand) error {
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o600); err != nil {
 		return err
 	}
-	cmd := exec.Command(d.w.opt.buildctl, "--addr", d.address, "build", "--frontend", "dockerfile.v0",
+	cmd := d.Client(context.Background(), "buildctl", "build", "--frontend", "dockerfile.v0",
 		"--local", "context="+dir, "--local", "dockerfile="+dir, "--output", output)
 	if err := cmd.Start(); err != nil {
 		return err
@@ -81,7 +80,7 @@ func (d *daemon) killClient(r *rand.Rand) error {
 func (d *daemon) mustRefuseSecond() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	out, err := d.command(ctx).CombinedOutput()
+	out, err := d.Command(ctx).CombinedOutput()
 	if err == nil || ctx.Err() != nil || !strings.Contains(string(out), "another daemon is running on this state directory") {
 		log.Fatalf("seed %d: a second %s: %v\n%s", d.w.opt.seed, d.name, err, out)
 	}

@@ -30,17 +30,17 @@ func (d *daemon) disturbances() []disturbance {
 	all := []disturbance{
 		{name: "nothing"},
 		{name: "nothing"},
-		{name: "kill", do: func(*rand.Rand) { d.kill(); d.mustStart() }},
+		{name: "kill", do: func(*rand.Rand) { d.Kill(); d.mustStart() }},
 		{name: "kill twice", do: func(r *rand.Rand) {
-			d.kill()
+			d.Kill()
 			d.mustStart()
 			time.Sleep(time.Duration(r.Int64N(int64(300 * time.Millisecond))))
-			d.kill()
+			d.Kill()
 			d.mustStart()
 		}},
 		{name: "stop", do: func(*rand.Rand) {
 			// It waits for builds; a second signal cuts them off.
-			d.signal(syscall.SIGTERM)
+			d.Signal(syscall.SIGTERM)
 			time.Sleep(200 * time.Millisecond)
 			if err := d.stop(); err != nil {
 				log.Printf("%s: %v", d.name, err)
@@ -48,9 +48,9 @@ func (d *daemon) disturbances() []disturbance {
 			d.mustStart()
 		}},
 		{name: "freeze", do: func(r *rand.Rand) {
-			d.signal(syscall.SIGSTOP)
+			d.Signal(syscall.SIGSTOP)
 			time.Sleep(time.Duration(r.Int64N(int64(3 * time.Second))))
-			d.signal(syscall.SIGCONT)
+			d.Signal(syscall.SIGCONT)
 		}},
 		{name: "full disk", do: func(r *rand.Rand) {
 			if err := d.fill(uint64(r.IntN(4 << 20))); err != nil {
@@ -62,7 +62,7 @@ func (d *daemon) disturbances() []disturbance {
 				log.Printf("%s: fill: %v", d.name, err)
 			}
 			time.Sleep(time.Duration(r.Int64N(int64(time.Second))))
-			d.kill()
+			d.Kill()
 			d.empty()
 			d.mustStart()
 		}, undo: d.empty},

@@ -26,8 +26,7 @@ func main() {
 	flag.DurationVar(&opt.lasts, "for", time.Minute, "how long to go on")
 	flag.Uint64Var(&opt.seed, "seed", uint64(time.Now().UnixNano()), "where chance begins")
 	flag.StringVar(&opt.daemon, "daemon", "buildkitd-esgz", "what to run")
-	flag.StringVar(&opt.buildctl, "buildctl", "buildctl", "the client that is killed")
-	flag.StringVar(&opt.registry, "registry", "", "host:port of an empty registry")
+	flag.StringVar(&opt.bin, "bin", "", "what hack/tools built")
 	flag.StringVar(&opt.dir, "dir", "", "directory for everything else")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -41,8 +40,7 @@ func main() {
 type options struct {
 	lasts            time.Duration
 	seed             uint64
-	daemon, buildctl string
-	registry, dir    string
+	daemon, bin, dir string
 }
 
 func soak(ctx context.Context, opt options) (err error) {

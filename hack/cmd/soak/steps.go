@@ -216,7 +216,7 @@ func (d *daemon) export(ctx context.Context, dir, dockerfile string, im image, o
 	if err := d.build(ctx, dir, dockerfile, client.ExportEntry{Type: client.ExporterImage, Attrs: attrs}); err != nil {
 		return err
 	}
-	found, err := pushed.Resolve(ctx, d.w.opt.registry+"/"+im.name)
+	found, err := pushed.Resolve(ctx, d.w.registry.Address+"/"+im.name)
 	if err != nil {
 		return fmt.Errorf("%w image %s: %w", errWrong, im.name, err)
 	}

@@ -7,7 +7,6 @@ import (
 	"log"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -15,13 +14,16 @@ import (
 
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/session"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/internal/harness"
 )
 
 // A world is a registry with images, and daemons that build upon them.
 type world struct {
-	opt     options
-	daemons []*daemon
-	logins  session.Attachable
+	opt      options
+	registry *harness.Registry
+	daemons  []*daemon
+	logins   session.Attachable
 
 	steps, disturbed, failed int
 
@@ -39,6 +41,9 @@ func newWorld(ctx context.Context, opt options) (w *world, err error) {
 		}
 	}()
 	if err := os.MkdirAll(filepath.Join(opt.dir, "tmp"), 0o700); err != nil {
+		return nil, err
+	}
+	if w.registry, err = harness.StartRegistry(ctx, harness.Tools(opt.bin), opt.dir); err != nil {
 		return nil, err
 	}
 	r := rand.New(rand.NewPCG(opt.seed, 1<<63))
@@ -59,30 +64,30 @@ func (w *world) close() (err error) {
 	for _, d := range w.daemons {
 		err = errors.Join(err, d.stop(), d.gate.server.Close(), syscall.Unmount(d.root, 0))
 	}
+	if w.registry != nil {
+		err = errors.Join(err, w.registry.Stop())
+	}
 	return err
 }
 
 func (w *world) showLogs() {
 	for _, d := range w.daemons {
-		out, _ := exec.Command("tail", "-n", "30", d.log).Output()
-		log.Printf("log of %s:\n%s", d.name, out)
+		if d.Process != nil {
+			log.Printf("log of %s:\n%s", d.name, d.Tail())
+		}
 	}
 }
 
 // A daemon has a disk and a way to the registry of its own.
 type daemon struct {
+	*harness.Daemon
 	w           *world
 	name        string
 	snapshotter string
 	root        string // a filesystem of diskSize
-	tmp, log    string
 	gate        *gate
-	address     string
 	debug       string // a socket
 	client      *client.Client
-
-	cmd   *exec.Cmd
-	ended chan error
 }
 
 // patience is how long something may take that usually takes a second, on a machine
@@ -106,14 +111,13 @@ const daemonConfig = `
 func (w *world) newDaemon(snapshotter string, r *rand.Rand) (*daemon, error) {
 	dir := filepath.Join(w.opt.dir, snapshotter)
 	d := &daemon{
-		w: w, name: snapshotter, snapshotter: snapshotter,
-		root: filepath.Join(dir, "root"), tmp: filepath.Join(dir, "tmp"), log: filepath.Join(dir, "log"),
-		address: "unix://" + filepath.Join(dir, "sock"), debug: filepath.Join(dir, "debug"),
+		w: w, name: snapshotter, snapshotter: snapshotter, root: filepath.Join(dir, "root"), debug: filepath.Join(dir, "debug"),
 	}
-	for _, dir := range []string{d.root, d.tmp} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, err
-		}
+	d.Daemon = &harness.Daemon{Tools: harness.Tools(w.opt.bin), Binary: w.opt.daemon, Dir: dir, Flags: []string{
+		"--config", filepath.Join(dir, "toml"), "--debugaddr", "unix://" + d.debug, "--oci-worker-snapshotter", snapshotter,
+	}}
+	if err := os.MkdirAll(d.root, 0o700); err != nil {
+		return nil, err
 	}
 	if err := os.WriteFile(filepath.Join(dir, "toml"), []byte(daemonConfig), 0o600); err != nil {
 		return nil, err
@@ -124,76 +128,33 @@ func (w *world) newDaemon(snapshotter string, r *rand.Rand) (*daemon, error) {
 	login, name := randomLogin(r)
 	log.Printf("%s: its registry wants %s", d.name, name)
 	var err error
-	if d.gate, err = newGate(w.opt.registry, login); err != nil {
+	if d.gate, err = newGate(w.registry.Address, login); err != nil {
 		return nil, err
 	}
-	if d.client, err = client.New(context.Background(), d.address); err != nil {
+	if d.client, err = client.New(context.Background(), d.Address()); err != nil {
 		return nil, err
 	}
 	return d, d.start()
 }
 
-func (d *daemon) command(ctx context.Context) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, d.w.opt.daemon,
-		"--config", filepath.Join(filepath.Dir(d.root), "toml"), "--root", d.root,
-		"--addr", d.address, "--debugaddr", "unix://"+d.debug,
-		"--containerd-worker=false", "--oci-worker-net=host", "--oci-worker-snapshotter", d.snapshotter)
-	cmd.Env = append(os.Environ(), "TMPDIR="+d.tmp)
-	return cmd
-}
-
 func (d *daemon) start() error {
-	d.cmd = d.command(context.Background())
-	out, err := os.OpenFile(d.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
+	ctx := context.Background()
+	if err := d.Start(ctx); err != nil {
 		return err
 	}
-	defer out.Close()
-	d.cmd.Stdout, d.cmd.Stderr = out, out
-	if err := d.cmd.Start(); err != nil {
+	// Its client waits between its attempts to connect.
+	return d.eventually(ctx, func() error {
+		_, err := d.client.ListWorkers(ctx)
 		return err
-	}
-	d.ended = make(chan error, 1)
-	go func() { d.ended <- d.cmd.Wait() }()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	for {
-		if _, err = d.client.ListWorkers(ctx); err == nil {
-			return nil
-		}
-		select {
-		case err := <-d.ended:
-			d.cmd = nil
-			return fmt.Errorf("%s did not start: %w", d.name, err)
-		case <-ctx.Done():
-			return fmt.Errorf("%s does not answer: %w", d.name, err)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
+	})
 }
 
-// stop returns an error if the daemon has to be killed.
+// stop returns an error if the daemon has to be killed, or fails at its end.
 func (d *daemon) stop() error {
-	if d.cmd == nil {
+	if d.Process == nil {
 		return nil
 	}
-	d.signal(syscall.SIGTERM)
-	select {
-	case err := <-d.ended:
-		d.cmd = nil
-		return err
-	case <-time.After(patience):
-		d.kill()
-		return fmt.Errorf("%s did not end when asked to, and was killed", d.name)
-	}
-}
-
-func (d *daemon) signal(s syscall.Signal) { _ = d.cmd.Process.Signal(s) }
-
-func (d *daemon) kill() {
-	d.signal(syscall.SIGKILL)
-	<-d.ended
-	d.cmd = nil
+	return errors.Join(d.Stop(), d.Err())
 }
 
 // fill leaves that many bytes of the daemon's disk.
