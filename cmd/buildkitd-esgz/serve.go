@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -40,13 +41,18 @@ const lastWords = 5 * time.Second
 // serve answers on all listeners until ctx ends, which is not an error, or one
 // of them fails. At the end of ctx, running builds are waited for, and their clients
 // answered; another signal cuts them off. The failure of a listener cuts them off
-// after lastWords: whoever restarts the daemon waits for it to end.
+// after lastWords: whoever restarts the daemon waits for it to end. Other calls, such
+// as those that follow the history, may never end, and have lastWords in either case.
 func serve(ctx context.Context, server *grpc.Server, builds *drain, listeners []net.Listener) error {
 	serving, failed := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		serving.Go(func() error {
 			bklog.L.Infof("running server on %s", l.Addr())
-			if err := server.Serve(l); err != nil {
+			err := server.Serve(l)
+			if errors.Is(err, grpc.ErrServerStopped) {
+				return nil // ctx ended before it began
+			}
+			if err != nil {
 				return fmt.Errorf("serving on %s: %w", l.Addr(), err)
 			}
 			return nil
@@ -59,10 +65,9 @@ func serve(ctx context.Context, server *grpc.Server, builds *drain, listeners []
 	notifySystemd(sddaemon.SdNotifyStopping)
 	if ctx.Err() != nil {
 		builds.wait(appcontext.Shutdown())
-	} else {
-		stopSoon := time.AfterFunc(lastWords, server.Stop)
-		defer stopSoon.Stop()
 	}
+	stopSoon := time.AfterFunc(lastWords, server.Stop)
+	defer stopSoon.Stop()
 	stopNow := context.AfterFunc(appcontext.Shutdown(), server.Stop)
 	defer stopNow()
 	server.GracefulStop()

@@ -58,7 +58,48 @@ func TestServeListenerFails(t *testing.T) {
 	})
 }
 
-// The same of a whole daemon, whose client keeps a session open.
+// A stream without a build does not keep a daemon that is told to end.
+func TestServeEnds(t *testing.T) {
+	appcontext.Shutdown().Done()
+	synctest.Test(t, func(t *testing.T) {
+		server := grpc.NewServer()
+		healthv1.RegisterHealthServer(server, health.NewServer())
+		l := bufconn.Listen(1 << 10)
+		ctx, end := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		go func() { served <- serve(ctx, server, newDrain(), []net.Listener{l}) }()
+
+		conn := dialControl(t, l).conn
+		stream, err := healthv1.NewHealthClient(conn).Watch(t.Context(), &healthv1.HealthCheckRequest{})
+		require.NoError(t, err)
+		_, err = stream.Recv()
+		require.NoError(t, err)
+
+		end()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		select {
+		case err := <-served:
+			require.NoError(t, err)
+		default:
+			server.Stop()
+			require.Fail(t, "still serving")
+		}
+		_, err = stream.Recv()
+		require.Error(t, err)
+	})
+}
+
+// A daemon that is told to end while it starts ends without an error.
+func TestServeEndsBeforeItBegins(t *testing.T) {
+	ctx, end := context.WithCancel(t.Context())
+	end()
+	for range 100 {
+		require.NoError(t, serve(ctx, grpc.NewServer(), newDrain(), []net.Listener{bufconn.Listen(1), bufconn.Listen(1)}))
+	}
+}
+
+// TestServeListenerFails of a whole daemon, whose client keeps a session open.
 func TestDaemonListenerFails(t *testing.T) {
 	needsDaemon(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
