@@ -82,6 +82,9 @@ func (i *instance) wrap(src *bkexporter.Source, r *report) (*bkexporter.Source, 
 		return nil, err
 	}
 	out := src.Clone()
+	if _, converts := i.attrs[attrConvert]; converts {
+		dropAnnotations(out.Metadata, i.attrs)
+	}
 	if out.Ref, err = i.wrapRef(src, out.Ref, &ps.Platforms[0], r); err != nil {
 		return nil, err
 	}
