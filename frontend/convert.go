@@ -37,6 +37,8 @@ type conversion struct {
 	content content.Provider // has the manifests that the bridge has resolved
 	source  string           // reference of the image, with its digest once that is known
 	mode    string           // how it is resolved
+	imports []frontend.CacheOptionsEntry
+	noCache bool
 	sid     string
 }
 
@@ -51,17 +53,50 @@ func parseSource(value string) (string, error) {
 
 // convert is the conversion that a wish asks for, as a frontend.
 func (f *Frontend) convert(ctx context.Context, bridge frontend.FrontendLLBBridge, w *wish, opt map[string]string, sid string) (*frontend.Result, error) {
-	for _, k := range slices.Sorted(maps.Keys(opt)) {
-		if k == "target" || strings.HasPrefix(k, "label:") {
-			return nil, fmt.Errorf("%s: no Dockerfile is built and the config stays as it is: leave %s out", attrConvert, k)
-		}
+	if err := checkOptions(opt); err != nil {
+		return nil, err
 	}
-	c := &conversion{bridge: bridge, content: f.opts.Content, source: w.source, mode: opt["image-resolve-mode"], sid: sid}
+	imports, err := importsOf(opt)
+	if err != nil {
+		return nil, err
+	}
+	_, noCache := opt["no-cache"]
+	c := &conversion{
+		bridge: bridge, content: f.opts.Content, source: w.source, mode: opt["image-resolve-mode"],
+		imports: imports, noCache: noCache, sid: sid,
+	}
 	res, err := c.result(ctx, opt["platform"], opt["multi-platform"] == "true")
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", attrConvert, err)
 	}
 	return res, nil
+}
+
+// checkOptions refuses options of the Dockerfile's frontend that would do nothing.
+func checkOptions(opt map[string]string) error {
+	for _, k := range slices.Sorted(maps.Keys(opt)) {
+		ofStages := k == "no-cache" && opt[k] != ""
+		if k == "target" || strings.HasPrefix(k, "context:") || ofStages {
+			return fmt.Errorf("%s: no Dockerfile is built: leave %s out", attrConvert, k)
+		}
+		if strings.HasPrefix(k, "label:") {
+			return fmt.Errorf("%s: the config stays as it is: leave %s out", attrConvert, k)
+		}
+	}
+	return nil
+}
+
+// importsOf returns the caches that a build reads, as clients pass them to a
+// frontend.
+func importsOf(opt map[string]string) (imports []frontend.CacheOptionsEntry, err error) {
+	const key = "cache-imports"
+	if opt[key] == "" {
+		return nil, nil
+	}
+	if err := json.Unmarshal([]byte(opt[key]), &imports); err != nil {
+		return nil, fmt.Errorf("%s=%s: %w", key, opt[key], err)
+	}
+	return imports, nil
 }
 
 // result has an image for each of the platforms, which are separated by commas.
@@ -340,11 +375,14 @@ func (c *conversion) files(ctx context.Context, found *resolved, p ocispecs.Plat
 			options = append(options, mode)
 		}
 	}
+	if c.noCache {
+		options = append(options, llb.IgnoreCache) // the workload follows it
+	}
 	def, err := llb.Image(found.ref, options...).Marshal(ctx, llb.Platform(p))
 	if err != nil {
 		return nil, err
 	}
-	res, err := c.bridge.Solve(ctx, frontend.SolveRequest{Definition: def.ToPB()}, c.sid)
+	res, err := c.bridge.Solve(ctx, frontend.SolveRequest{Definition: def.ToPB(), CacheImports: c.imports}, c.sid)
 	if err != nil {
 		return nil, err
 	}

@@ -1,12 +1,19 @@
 package frontend
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/client/llb/sourceresolver"
+	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/solver/pb"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -58,6 +65,116 @@ func TestRequestsToConvert(t *testing.T) {
 			}
 			require.NoError(t, err)
 		})
+	}
+}
+
+// An imageBridge is a fakeBridge with one image, whose manifests are blobs.
+type imageBridge struct {
+	*fakeBridge
+	blobs
+	root    digest.Digest
+	configs map[string][]byte // by platform, "" for the builder's
+}
+
+type blobs map[digest.Digest][]byte
+
+func (b blobs) add(t *testing.T, v any) digest.Digest {
+	raw, err := json.Marshal(v)
+	require.NoError(t, err)
+	d := digest.FromBytes(raw)
+	b[d] = raw
+	return d
+}
+
+func (b blobs) ReaderAt(_ context.Context, desc ocispecs.Descriptor) (content.ReaderAt, error) {
+	raw, ok := b[desc.Digest]
+	if !ok {
+		return nil, errdefs.ErrNotFound
+	}
+	return blob{bytes.NewReader(raw)}, nil
+}
+
+type blob struct{ *bytes.Reader }
+
+func (blob) Close() error { return nil }
+
+func (b *imageBridge) ResolveSourceMetadata(_ context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+	id := ""
+	if p := opt.ImageOpt.Platform; p != nil {
+		id = platforms.FormatAll(*p)
+	}
+	config, ok := b.configs[id]
+	if !ok {
+		return nil, fmt.Errorf("no match for platform in manifest: %w", errdefs.ErrNotFound)
+	}
+	return &sourceresolver.MetaResponse{Op: op, Image: &sourceresolver.ResolveImageResponse{Digest: b.root, Config: config}}, nil
+}
+
+// newImageBridge has an index with an image for each of the platforms.
+func newImageBridge(t *testing.T, ps ...ocispecs.Platform) *imageBridge {
+	b := &imageBridge{fakeBridge: &fakeBridge{t: t}, blobs: blobs{}, configs: map[string][]byte{}}
+	index := ocispecs.Index{MediaType: ocispecs.MediaTypeImageIndex}
+	for _, p := range ps {
+		config := ocispecs.Image{Platform: p, Config: ocispecs.ImageConfig{Cmd: []string{"serve"}}}
+		config.RootFS.DiffIDs = []digest.Digest{digest.FromString(p.Architecture)}
+		of := b.add(t, config)
+		manifest := b.add(t, ocispecs.Manifest{MediaType: ocispecs.MediaTypeImageManifest, Config: ocispecs.Descriptor{Digest: of}})
+		index.Manifests = append(index.Manifests, ocispecs.Descriptor{
+			MediaType: ocispecs.MediaTypeImageManifest, Digest: manifest, Size: int64(len(b.blobs[manifest])), Platform: &p,
+		})
+		b.configs[platforms.FormatAll(p)] = b.blobs[of]
+	}
+	b.configs[""] = b.configs[platforms.FormatAll(amd64)]
+	b.root = b.add(t, index)
+	return b
+}
+
+func (b *imageBridge) convert(t *testing.T, opt map[string]string) (*frontend.Result, error) {
+	ctx, w := wishing(t, estargz())
+	w.source = "docker.io/library/app:latest"
+	o := options()
+	o.Content = b.blobs
+	res, err := New(nil, o).Solve(ctx, b, nil, opt, nil, "sid", nil)
+	release(t.Context(), res)
+	require.Zero(t, b.alive, "results that nobody releases")
+	return res, err
+}
+
+// The caches of a build are asked for the image's profile as well.
+func TestConvertImportsCache(t *testing.T) {
+	b := newImageBridge(t, amd64)
+	_, err := b.convert(t, map[string]string{"cache-imports": `[{"Type":"registry","Attrs":{"ref":"cache"}}]`})
+	require.NoError(t, err)
+	require.Len(t, b.solved, 2, "the image, and its profile")
+	for _, req := range b.solved {
+		require.Equal(t, testCache, req.CacheImports)
+	}
+	_, err = b.convert(t, map[string]string{"cache-imports": "none"})
+	require.ErrorContains(t, err, "cache-imports=none")
+}
+
+// Without a cache the workload runs again.
+func TestConvertNoCache(t *testing.T) {
+	for _, noCache := range []bool{true, false} {
+		b, opt := newImageBridge(t, amd64), map[string]string{}
+		if noCache {
+			opt["no-cache"] = ""
+		}
+		_, err := b.convert(t, opt)
+		require.NoError(t, err)
+		g, err := parse(b.solved[1].Definition)
+		require.NoError(t, err)
+		require.Equal(t, noCache, g.ops[digest.Digest(g.head.Digest)].metadata.IgnoreCache)
+	}
+}
+
+func TestConvertRefuses(t *testing.T) {
+	for k, v := range map[string]string{
+		"target": "a", "label:a": "b", "no-cache": "a", "context:app": "docker-image://other",
+	} {
+		_, err := newImageBridge(t, amd64).convert(t, map[string]string{k: v})
+		require.ErrorContains(t, err, attrConvert)
+		require.ErrorContains(t, err, "leave "+k+" out")
 	}
 }
 
