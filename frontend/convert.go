@@ -121,7 +121,7 @@ func (c *conversion) result(ctx context.Context, wanted string, many bool) (*fro
 			if err != nil {
 				return err
 			}
-			id := platforms.FormatAll(one.platform)
+			id := idOf(one.platform)
 			all.Platforms[i] = exptypes.Platform{ID: id, Platform: one.platform}
 			one.addTo(res, id, many)
 			return nil
@@ -143,8 +143,9 @@ func (c *conversion) result(ctx context.Context, wanted string, many bool) (*fro
 func (c *conversion) choose(ctx context.Context, wanted string) (ps []ocispecs.Platform, index *ocispecs.Index, err error) {
 	if wanted != "" {
 		if ps, err = platforms.ParseAll(strings.Split(wanted, ",")); err != nil {
-			return nil, nil, err
+			return nil, nil, fmt.Errorf("platform=%s: %w", wanted, err)
 		}
+		ps = unique(ps)
 	}
 	var first *ocispecs.Platform
 	if len(ps) > 0 {
@@ -175,19 +176,26 @@ func platformsOf(index *ocispecs.Index) (ps []ocispecs.Platform) {
 	if index == nil {
 		return nil
 	}
-	known := map[string]bool{}
 	for _, m := range index.Manifests {
-		if m.Platform == nil || m.Platform.OS == "unknown" {
-			continue
-		}
-		id := platforms.FormatAll(platforms.Normalize(*m.Platform))
-		if !known[id] {
-			known[id] = true
+		if m.Platform != nil && m.Platform.OS != "unknown" {
 			ps = append(ps, *m.Platform)
 		}
 	}
-	return ps
+	return unique(ps)
 }
+
+// unique returns platforms without those that mean the same as one before.
+func unique(ps []ocispecs.Platform) (once []ocispecs.Platform) {
+	for _, p := range ps {
+		if !slices.ContainsFunc(once, func(o ocispecs.Platform) bool { return idOf(o) == idOf(p) }) {
+			once = append(once, p)
+		}
+	}
+	return once
+}
+
+// idOf returns a platform's name, the same for linux/arm64 and linux/arm64/v8.
+func idOf(p ocispecs.Platform) string { return platforms.FormatAll(platforms.Normalize(p)) }
 
 // A resolved image is that of a platform, with what it is found by.
 type resolved struct {
@@ -209,7 +217,7 @@ func (c *conversion) resolve(ctx context.Context, p *ocispecs.Platform) (*resolv
 	const scheme = srctypes.DockerImageScheme + "://"
 	answer, err := c.bridge.ResolveSourceMetadata(ctx, &pb.SourceOp{Identifier: scheme + c.source}, opt)
 	if err != nil {
-		return nil, err
+		return nil, explained(err, p)
 	}
 	ref, isImage := strings.CutPrefix(answer.Op.GetIdentifier(), scheme) // a source policy may have changed it
 	if !isImage || answer.Image == nil {
@@ -226,6 +234,19 @@ func (c *conversion) resolve(ctx context.Context, p *ocispecs.Platform) (*resolv
 		return nil, err
 	}
 	return r, nil
+}
+
+// explained adds to BuildKit's error about an index without a platform what to do. It
+// has no type of its own.
+func explained(err error, p *ocispecs.Platform) error {
+	if !strings.Contains(err.Error(), "no match for platform") {
+		return err
+	}
+	lacking := "this builder's platform"
+	if p != nil {
+		lacking = platforms.FormatAll(*p)
+	}
+	return fmt.Errorf("%w: the image has nothing for %s; choose what it has with --platform", err, lacking)
 }
 
 func pinned(ref string, d digest.Digest) (string, error) {
@@ -289,21 +310,25 @@ func (c *conversion) image(ctx context.Context, p ocispecs.Platform) (*converted
 		return nil, err
 	}
 	only := platforms.Only(p)
-	// In an index, the platform there counts: configs may lack the variant.
-	isIndex := images.IsIndexType(found.root.MediaType)
-	if !isIndex && !only.Match(found.config.Platform) {
-		return nil, fmt.Errorf("%s is for %s, not for %s", c.source, platforms.Format(found.config.Platform), platforms.Format(p))
-	}
 	one := &converted{platform: platforms.Normalize(p)}
-	if one.config, err = found.withHistory(); err != nil {
-		return nil, err
-	}
-	if isIndex {
+	is := found.config.Platform
+	if images.IsIndexType(found.root.MediaType) {
 		var index ocispecs.Index
 		if err := c.read(ctx, found.root, &index); err != nil {
 			return nil, err
 		}
-		one.inIndex = annotationsOf(&index, only)
+		// The platform in the index counts: configs may lack the variant.
+		if m := taken(&index, only); m != nil {
+			is, one.inIndex = *m.Platform, m.Annotations
+		}
+	}
+	// BuildKit takes images of compatible platforms too. The result would have a name
+	// that its programs do not fit.
+	if !samePlatform(is, p) {
+		return nil, fmt.Errorf("%s is for %s, not for %s: choose what it has with --platform", c.source, platforms.Format(is), platforms.Format(p))
+	}
+	if one.config, err = found.withHistory(); err != nil {
+		return nil, err
 	}
 	manifest, err := images.Manifest(ctx, c.content, found.root, only)
 	if err != nil {
@@ -314,16 +339,20 @@ func (c *conversion) image(ctx context.Context, p ocispecs.Platform) (*converted
 	return one, err
 }
 
-// annotationsOf returns what an index says of the manifest that is taken for a
-// platform.
-func annotationsOf(index *ocispecs.Index, only platforms.MatchComparer) (annotations map[string]string) {
-	var best *ocispecs.Platform
-	for _, m := range index.Manifests {
-		if p := m.Platform; p != nil && only.Match(*p) && (best == nil || only.Less(*p, *best)) {
-			best, annotations = p, m.Annotations
+// taken returns the manifest of an index that is taken for a platform.
+func taken(index *ocispecs.Index, only platforms.MatchComparer) (best *ocispecs.Descriptor) {
+	for i, m := range index.Manifests {
+		if m.Platform != nil && only.Match(*m.Platform) && (best == nil || only.Less(*m.Platform, *best.Platform)) {
+			best = &index.Manifests[i]
 		}
 	}
-	return annotations
+	return best
+}
+
+// samePlatform compares what programs need of platforms.
+func samePlatform(a, b ocispecs.Platform) bool {
+	a, b = platforms.Normalize(a), platforms.Normalize(b)
+	return a.OS == b.OS && a.Architecture == b.Architecture && a.Variant == b.Variant
 }
 
 // withHistory returns the config with an entry and a time for each layer. What the

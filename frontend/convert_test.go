@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/platforms"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client/llb/sourceresolver"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/solver/pb"
 	digest "github.com/opencontainers/go-digest"
@@ -166,6 +167,54 @@ func TestConvertNoCache(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, noCache, g.ops[digest.Digest(g.head.Digest)].metadata.IgnoreCache)
 	}
+}
+
+// An image of another platform, even of one whose programs run, is not passed off as
+// what was asked for.
+func TestConvertPlatforms(t *testing.T) {
+	i386 := platforms.MustParse("linux/386")
+	for name, tc := range map[string]struct {
+		wanted, err string
+		found       []string
+	}{
+		"all":          {"", "", []string{"linux/amd64", "linux/arm64"}},
+		"one":          {"linux/arm64", "", []string{"linux/arm64"}},
+		"one twice":    {"linux/arm64,linux/arm64/v8,linux/arm64", "", []string{"linux/arm64"}},
+		"none":         {"linux/s390x", "nothing for linux/s390x; choose what it has with --platform", nil},
+		"compatible":   {"linux/amd64,linux/arm", "is for linux/arm64, not for linux/arm: choose", nil},
+		"no platform":  {"linux/", "platform=linux/:", nil},
+		"not builders": {"", "nothing for this builder's platform; choose", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newImageBridge(t, amd64, arm64)
+			b.configs["linux/arm"] = b.configs["linux/arm64"]
+			if name == "not builders" {
+				delete(b.configs, "")
+			}
+			opt := map[string]string{}
+			if tc.wanted != "" {
+				opt["platform"] = tc.wanted
+			}
+			res, err := b.convert(t, opt)
+			if tc.err != "" {
+				require.ErrorContains(t, err, tc.err)
+				require.ErrorContains(t, err, attrConvert)
+				return
+			}
+			require.NoError(t, err)
+			all, err := exptypes.ParsePlatforms(res.Metadata)
+			require.NoError(t, err)
+			var found []string
+			for _, p := range all.Platforms {
+				found = append(found, p.ID)
+			}
+			require.Equal(t, tc.found, found)
+		})
+	}
+	b := newImageBridge(t, i386)
+	b.configs["linux/amd64"] = b.configs["linux/386"]
+	_, err := b.convert(t, map[string]string{"platform": "linux/amd64"})
+	require.ErrorContains(t, err, "is for linux/386, not for linux/amd64")
 }
 
 func TestConvertRefuses(t *testing.T) {
