@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -273,6 +274,54 @@ func TestRestartWithoutFUSE(t *testing.T) {
 	require.InEpsilon(t, used(), diskBytes(t, d.buildctl(t, "du")), 0.1, "each layer counts once")
 	d.buildctl(t, "prune", "--all")
 	requirePruned(t, d)
+}
+
+// While the layers below the result of a cached step are unpacked, garbage collection,
+// du and other builds that use the result do not wait. A build that is cancelled ends it.
+func TestUnpackingHoldsUpNobody(t *testing.T) {
+	needs(t)
+	name := pushLazy(t)
+	g := newGate(t)
+	dockerfile := func(last string) string {
+		return writeFiles(t, map[string]string{"Dockerfile": "FROM " + g.address + "/" + name + " AS cached\nRUN echo made >/made\nFROM scratch\n" + last})
+	}
+	const copying = "COPY --from=cached /made /small/3 /\n"
+	d := startLazy(t, onDemand)
+	d.build(t, dockerfile("COPY --from=cached /made /\n"))
+	d.kill()
+	d.binary = withoutFUSE(t)
+	d.start(t)
+
+	asked, answer := g.holdContents()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	first := d.command(ctx, "buildx", "build", dockerfile(copying))
+	require.NoError(t, first.Start())
+	awaitRequest(ctx, t, asked)
+	soon, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	for _, args := range [][]string{{"buildctl", "du"}, {"buildctl", "prune", "--keep-duration=24h"}, {"buildx", "build", "--target=cached", dockerfile("")}} {
+		out, err := d.command(soon, args[0], args[1:]...).CombinedOutput()
+		require.NoError(t, err, "%v\n%s", args, out)
+	}
+	require.Len(t, d.parts(t), 1)
+
+	require.NoError(t, first.Process.Signal(os.Interrupt))
+	require.Error(t, first.Wait())
+	require.Eventually(t, func() bool { return len(d.parts(t)) == 0 }, time.Minute, 10*time.Millisecond)
+	close(answer)
+	p := d.build(t, dockerfile(copying))
+	require.Equal(t, 1, strings.Count(p.logs.String(), "cannot be mounted, it and others like it are unpacked: "), p.text())
+	require.Empty(t, d.mounts(t))
+	g.requireLazy(t, name)
+}
+
+// parts are the directories in which layers are being unpacked.
+func (d *daemon) parts(t *testing.T) []string {
+	t.Helper()
+	parts, err := filepath.Glob(filepath.Join(d.dir, "root", "runc-stargz", "snapshots", "snapshotter", "snapshots", "*", "unpacking-*"))
+	require.NoError(t, err)
+	return parts
 }
 
 // withoutFUSE is the daemon under test, with another device in the place of FUSE.

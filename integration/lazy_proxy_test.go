@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -206,6 +207,33 @@ func (g *gate) corrupt(w http.ResponseWriter, r *http.Request) {
 func (g *gate) wrongRange(w http.ResponseWriter, r *http.Request) {
 	r.Header.Set("Range", "bytes=0-99")
 	g.forward.ServeHTTP(w, r)
+}
+
+// holdContents holds the requests for contents of layers until answer is closed, and
+// sends to asked for each. It lets those through by which a build shows its rights.
+func (g *gate) holdContents() (asked <-chan struct{}, answer chan struct{}) {
+	requests, answer := make(chan struct{}, 1000), make(chan struct{})
+	g.do(func(w http.ResponseWriter, r *http.Request) {
+		if of := r.Header.Get("Range"); of != "bytes=0-0" && !strings.HasPrefix(of, "bytes=-") {
+			requests <- struct{}{}
+			select {
+			case <-answer:
+			case <-r.Context().Done():
+				return
+			}
+		}
+		g.forward.ServeHTTP(w, r)
+	})
+	return requests, answer
+}
+
+func awaitRequest(ctx context.Context, t *testing.T, asked <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-asked:
+	case <-ctx.Done():
+		require.Fail(t, "nobody asks for the contents of a layer")
+	}
 }
 
 func (g *gate) status(code int) func(http.ResponseWriter, *http.Request) {

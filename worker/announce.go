@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/snapshot"
@@ -22,12 +23,13 @@ import (
 // This is done above containerd's metadata, which would keep them too, and would
 // call what is below it within a transaction.
 //
-// It also sees to it, when a build is about to use a snapshot, that its layer is
-// mounted, or unpacked where it cannot be.
+// It also sees to it that the lazy layers below a snapshot are mounted, or unpacked
+// where they cannot be, when the snapshot is: BuildKit holds locks while it asks how
+// to mount one, and none while it does so.
 type announcing struct {
 	snapshot.Snapshotter
 	layers *lazy.Layers
-	show   func(ctx context.Context, snapshot string) error // of the lazy snapshotter
+	show   func(ctx context.Context, snapshots ...string) error // of the lazy snapshotter
 }
 
 const (
@@ -82,11 +84,6 @@ func (a *announcing) Update(ctx context.Context, info snapshots.Info, fieldpaths
 		if err := a.layers.Announce(ctx, labels); err != nil {
 			return there, err
 		}
-		if target := there.Labels[targetLabel]; target != "" {
-			if err := a.show(lazy.WithLabels(ctx, labels), target); err != nil {
-				return there, err
-			}
-		}
 	}
 	fields := slices.DeleteFunc(slices.Clone(fieldpaths), func(path string) bool {
 		name, ok := strings.CutPrefix(path, "labels.")
@@ -98,6 +95,59 @@ func (a *announcing) Update(ctx context.Context, info snapshots.Info, fieldpaths
 	}
 	info.Labels = kept
 	return a.Snapshotter.Update(ctx, info, fields...)
+}
+
+// View shows the layers below a snapshot when it is mounted.
+func (a *announcing) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) (snapshot.Mountable, error) {
+	m, err := a.Snapshotter.View(ctx, key, parent, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return a.showing(ctx, m, parent)
+}
+
+// Mounts shows the layers below a snapshot when it is mounted.
+func (a *announcing) Mounts(ctx context.Context, key string) (snapshot.Mountable, error) {
+	m, err := a.Snapshotter.Mounts(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return a.showing(ctx, m, key)
+}
+
+func (a *announcing) showing(ctx context.Context, m snapshot.Mountable, name string) (snapshot.Mountable, error) {
+	var targets []string
+	for name != "" {
+		info, err := a.Stat(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if _, ok := info.Labels[remoteLabel]; ok && info.Kind == snapshots.KindCommitted {
+			targets = append(targets, info.Labels[targetLabel])
+		}
+		name = info.Parent
+	}
+	if len(targets) == 0 {
+		return m, nil
+	}
+	slices.Reverse(targets)
+	// BuildKit keeps what it is given for other builds, which outlive this one.
+	ctx = context.WithoutCancel(ctx)
+	return &showing{Mountable: m, show: func() error { return a.show(ctx, targets...) }}, nil
+}
+
+// A showing Mountable is one upon lazy layers.
+type showing struct {
+	snapshot.Mountable
+	show func() error
+}
+
+// Mount returns mounts of layers that are there.
+func (m *showing) Mount() ([]mount.Mount, func() error, error) {
+	if err := m.show(); err != nil {
+		return nil, nil, err
+	}
+	return m.Mountable.Mount()
 }
 
 // brings says whether any of the labels that are not kept is set.

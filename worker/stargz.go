@@ -30,7 +30,7 @@ type stargz struct {
 	host   Host
 	// once it is open
 	layers *lazy.Layers
-	show   func(ctx context.Context, snapshot string) error
+	show   func(ctx context.Context, snapshots ...string) error
 }
 
 func newStargz(cfg config.OCIConfig, host Host) (*stargz, error) {

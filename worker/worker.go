@@ -68,8 +68,8 @@ type Options struct {
 	// Marks are those of the commands whose reads are recorded. Nil records none.
 	Marks *record.Marks
 
-	layers   *lazy.Layers                                     // nil without the lazy snapshotter
-	show     func(ctx context.Context, snapshot string) error // of the lazy snapshotter
+	layers   *lazy.Layers                                         // nil without the lazy snapshotter
+	show     func(ctx context.Context, snapshots ...string) error // of the lazy snapshotter
 	recorder *record.Recorder
 	host     Host
 }
@@ -142,7 +142,7 @@ func (d *decorated) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm 
 	if err != nil || d.opt.layers == nil || !isFileOp(v) {
 		return op, err
 	}
-	return &watchedOp{Op: op, layers: d.opt.layers}, nil
+	return &watchedOp{Op: op, layers: d.opt.layers, cache: d.CacheMgr}, nil
 }
 
 // execOp is what BuildKit's worker does for a command, with an executor.

@@ -42,7 +42,6 @@ type Layers struct {
 	blobs   map[string]*blob.Blob // of mounted and announced layers, by ID
 	mounted map[string]*layer     // by ID
 	mounts  map[string]*mount     // by directory
-	told    map[string]struct{}   // sessions, see tellUnpacked
 
 	watches map[*watch]struct{}
 }
@@ -55,7 +54,7 @@ type mount struct {
 	origin   Origin
 	server   *lazyfs.Server
 	unpacked *unpacked
-	empty    bool // the layer has no files
+	empty    bool // unpacked, the layer has no files
 }
 
 // shows says whether what is in the directory is the layer.
@@ -100,7 +99,6 @@ func New(root string, opts Options) (*Layers, error) {
 		opts: opts, line: line, store: st, ahead: newLookahead(), gate: g, space: s, metrics: m,
 		access: access{alive: opts.Alive, grants: map[grant]struct{}{}, homes: map[string][]place{}},
 		blobs:  map[string]*blob.Blob{}, mounted: map[string]*layer{}, mounts: map[string]*mount{},
-		told:    map[string]struct{}{},
 		watches: map[*watch]struct{}{},
 	}
 	s.used = l.used
@@ -303,14 +301,15 @@ func (l *Layers) Mount(id, dir string, labels map[string]string) error {
 		return err
 	}
 	m.server, err = lazyfs.Mount(dir, layer, l.fsOptions())
-	if err != nil {
-		defer l.release(id)
-		if layer.Nodes() == 1 { // the root
-			m.empty = true
-			err = lazyfs.Unpack(context.Background(), dir, layer, l.fsOptions(), l.space.has)
-		}
-	}
 	l.enter(dir, m)
+	if err == nil {
+		return nil
+	}
+	defer l.release(id)
+	if lazyfs.Empty(layer) {
+		m.empty = true
+		return lazyfs.Unpack(context.Background(), dir, layer, l.fsOptions(), l.space.has)
+	}
 	return err
 }
 
@@ -349,12 +348,25 @@ func (l *Layers) release(id string) {
 	last := layer.mounts == 0
 	if last {
 		delete(l.mounted, id)
-		delete(l.blobs, id)
+		l.forgetBlob(id)
 		l.closed.add(layer.Stats())
 	}
 	l.mu.Unlock()
 	if last {
 		layer.stop()
+	}
+}
+
+// forgetBlob forgets the places of a layer that is not mounted, unless it is to be
+// unpacked. Call it with the lock held.
+func (l *Layers) forgetBlob(id string) {
+	for _, m := range l.mounts {
+		if m.id == id && !m.shows() && m.server == nil {
+			return
+		}
+	}
+	if l.mounted[id] == nil {
+		delete(l.blobs, id)
 	}
 }
 
@@ -375,6 +387,17 @@ func (l *Layers) At(dir string) (blob digest.Digest, ok bool) {
 		return "", false
 	}
 	return m.key.Blob, true
+}
+
+// Any says whether a function returns true for the blob of a lazy layer.
+func (l *Layers) Any(is func(blob digest.Digest) bool) bool {
+	l.mu.Lock()
+	blobs := make([]digest.Digest, 0, len(l.mounts))
+	for _, m := range l.mounts {
+		blobs = append(blobs, m.key.Blob)
+	}
+	l.mu.Unlock()
+	return slices.ContainsFunc(blobs, is)
 }
 
 // layer returns the layer with this ID. It begins to fill up with the first
@@ -412,6 +435,7 @@ func (l *Layers) Unmount(dir string) error {
 	again := l.mounts[dir] != m // somebody else unmounted it, too
 	if !again {
 		delete(l.mounts, dir)
+		l.forgetBlob(m.id)
 	}
 	l.mu.Unlock()
 	if !again && m.server != nil {

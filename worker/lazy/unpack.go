@@ -4,17 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
-	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/continuity/fs"
-	"github.com/moby/buildkit/client"
-	"github.com/moby/buildkit/identity"
-	"github.com/moby/buildkit/util/bklog"
-	"github.com/moby/buildkit/util/progress"
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/lazyfs"
@@ -44,20 +39,44 @@ func unpackedIn(dir string) (*unpacked, error) {
 	})}, nil
 }
 
+// Unpacking tells those who watch a build why layers are unpacked.
+func (l *Layers) Unpacking(ctx context.Context, labels map[string]string, why error) {
+	tell(ctx, fmt.Sprintf("layer %s of %s cannot be mounted, it and others like it are unpacked: %v", labels[digestLabel], labels[refLabel], why))
+}
+
 // Unpack writes the files of a layer into a directory. What is missing of them is
-// fetched with the credentials of the context's call, see [WithLabels], and of those
-// that it is announced to meanwhile.
-func (l *Layers) Unpack(ctx context.Context, id, dir string, labels map[string]string, why error) error {
+// fetched with the credentials of the builds that it is announced to, for as long as
+// one of them goes on.
+func (l *Layers) Unpack(ctx context.Context, id, dir string, labels map[string]string) error {
 	layer, err := l.acquire(id, labels)
 	if err != nil {
 		return err
 	}
 	defer l.release(id)
-	call, _ := callLabels(ctx)
-	l.tellUnpacked(ctx, call, fmt.Sprintf("layer %s of %s cannot be mounted, it and others like it are unpacked: %v", layer.Key().Blob, layer.origin.Ref, why))
-	layer.blob.Add(append(l.places(call), l.public(call)...)...)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		tick := time.NewTicker(abandonedInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				if layer.blob.Abandoned() && !l.watched(layer.Key().Blob) {
+					cancel(errAbandoned)
+				}
+			}
+		}
+	}()
 	return lazyfs.Unpack(ctx, dir, layer, l.fsOptions(), l.space.has)
 }
+
+// abandonedInterval is how often it is asked whether somebody waits for a layer that
+// is unpacked. To mount it in a build's step takes no context that would end.
+const abandonedInterval = time.Second
+
+var errAbandoned = errors.New("the builds that wanted the layer have ended")
 
 // Unpacked says whether the files of a layer stand in a directory.
 func (l *Layers) Unpacked(dir string) bool {
@@ -76,34 +95,4 @@ func (l *Layers) isUnpacked(id string) bool {
 		}
 	}
 	return false
-}
-
-// tellUnpacked tells those who watch a build why layers are unpacked, once for each
-// build.
-func (l *Layers) tellUnpacked(ctx context.Context, call map[string]string, line string) {
-	if l.wasTold(call) {
-		return
-	}
-	bklog.G(ctx).Warn(line)
-	pw, _, _ := progress.NewFromContext(ctx)
-	defer pw.Close()
-	_ = pw.Write(identity.NewID(), client.VertexLog{Stream: stderr, Data: []byte(line + "\n")})
-}
-
-// wasTold says whether the sessions of a call were among those of earlier ones.
-func (l *Layers) wasTold(call map[string]string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	maps.DeleteFunc(l.told, func(session string, _ struct{}) bool { return !l.opts.Alive(session) })
-	told := false
-	for name, session := range call {
-		if !strings.HasPrefix(name, sessionLabel+".") {
-			continue
-		}
-		if _, ok := l.told[session]; ok {
-			told = true
-		}
-		l.told[session] = struct{}{}
-	}
-	return told
 }

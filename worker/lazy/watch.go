@@ -21,11 +21,15 @@ import (
 // Refused tells those who watch a build why a layer is pulled whole. BuildKit
 // then asks for none of those above it.
 func (l *Layers) Refused(ctx context.Context, labels map[string]string, err error) {
-	why := fmt.Sprintf("layer %s of %s is not lazy, it and those above it are pulled: %v", labels[digestLabel], labels[refLabel], err)
-	bklog.G(ctx).Warn(why)
+	tell(ctx, fmt.Sprintf("layer %s of %s is not lazy, it and those above it are pulled: %v", labels[digestLabel], labels[refLabel], err))
+}
+
+// tell writes a line to the log and to the progress of the context's vertex.
+func tell(ctx context.Context, line string) {
+	bklog.G(ctx).Warn(line)
 	pw, _, _ := progress.NewFromContext(ctx)
 	defer pw.Close()
-	_ = pw.Write(identity.NewID(), client.VertexLog{Stream: stderr, Data: []byte(why + "\n")})
+	_ = pw.Write(identity.NewID(), client.VertexLog{Stream: stderr, Data: []byte(line + "\n")})
 }
 
 const stderr = 2
@@ -64,6 +68,16 @@ func (l *Layers) successors(ended string, blob digest.Digest) []string {
 		}
 	}
 	return living
+}
+
+// watched says whether a vertex of a build that goes on uses the blob.
+func (l *Layers) watched(blob digest.Digest) bool {
+	l.mu.Lock()
+	watches := slices.Collect(maps.Keys(l.watches))
+	l.mu.Unlock()
+	return slices.ContainsFunc(watches, func(w *watch) bool {
+		return w.uses(blob) && slices.ContainsFunc(w.see(), l.opts.Alive)
+	})
 }
 
 func (l *Layers) waits() map[*layer]int64 {

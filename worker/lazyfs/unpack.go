@@ -28,6 +28,16 @@ func Unpack(ctx context.Context, dir string, layer Layer, o Options, room func(b
 	return u.fill(ctx, store.Root, dir)
 }
 
+// Empty says whether Unpack would make no file.
+func Empty(layer Layer) bool {
+	for _, e := range layer.Entries(store.Root, 0) {
+		if a := layer.Attr(e.Node); !isDevice(a) || isWhiteout(a) || !userns.RunningInUserNS() {
+			return false
+		}
+	}
+	return true
+}
+
 type unpacker struct {
 	layer  Layer
 	xattrs xattrs
@@ -95,7 +105,7 @@ func (u *unpacker) create(ctx context.Context, n store.Node, at place, path stri
 		err = os.Symlink(u.layer.Readlink(n), path)
 	default:
 		err = unix.Mknod(path, a.Mode, int(a.Rdev))
-		if errors.Is(err, unix.EPERM) && userns.RunningInUserNS() && !isWhiteout(a) {
+		if errors.Is(err, unix.EPERM) && userns.RunningInUserNS() && isDevice(a) && !isWhiteout(a) {
 			return nil // as when a layer is pulled
 		}
 	}
@@ -133,6 +143,11 @@ func (u *unpacker) copy(ctx context.Context, n store.Node, size int64, path stri
 // inodeSize is what a file takes of the disk besides its contents, or a little less:
 // a directory has a block.
 const inodeSize int64 = 4096
+
+func isDevice(a store.Attr) bool {
+	kind := a.Mode & unix.S_IFMT
+	return kind == unix.S_IFCHR || kind == unix.S_IFBLK
+}
 
 // isWhiteout says whether a file takes one of a lower layer away. Where such a file
 // cannot be made, as in a user namespace before Linux 5.8, what is left of the layer

@@ -129,12 +129,10 @@ func TestMountHangs(t *testing.T) {
 	s, lazy, root := openHanging(t)
 	others(t, s)
 	require.NoError(t, s.Cleanup(t.Context()))
-	_, err := s.View(left(), "view", "stuck")
-	require.ErrorIs(t, err, errLeft)
+	require.ErrorIs(t, s.Show(left(), "stuck"), errLeft)
 
 	s.patience = time.Millisecond
-	_, err = s.View(t.Context(), "view", "stuck")
-	require.ErrorIs(t, err, errNoAnswer)
+	require.ErrorIs(t, s.Show(t.Context(), "stuck"), errNoAnswer)
 	mounts, err := s.Prepare(t.Context(), "unpacked", "", wanted("stuck"))
 	require.NoError(t, err, "an ordinary snapshot to unpack the layer into")
 	require.NotEmpty(t, mounts)
@@ -165,10 +163,7 @@ func TestLookHangs(t *testing.T) {
 	lazy := newHanging(t, "stuck", "Mounted")
 	s := open(t, t.TempDir(), lazy)
 	prepare(t, s, "stuck")
-	lazy.leave(t, func(ctx context.Context) error {
-		_, err := s.View(ctx, "view", "stuck")
-		return err
-	})
+	lazy.leave(t, func(ctx context.Context) error { return s.Show(ctx, "stuck") })
 	others(t, s)
 	require.NoError(t, s.Cleanup(t.Context()))
 	close(lazy.answer)

@@ -77,10 +77,10 @@ func (s *Snapshotter) restore(ctx context.Context) error {
 			bklog.G(ctx).WithError(err).Warnf("lazy snapshot %s of an earlier run is not mounted, its next user will try again", name)
 		}
 		if err := layer.removeParts(); err != nil {
-			return err
+			bklog.G(ctx).WithError(err).Warn("what an earlier run had unpacked of a layer stays on disk")
 		}
 	}
-	return s.Cleanup(ctx)
+	return nil
 }
 
 func (s *Snapshotter) each(ctx context.Context, do func(snapshots.Info)) error {
@@ -148,26 +148,9 @@ type mountError struct {
 func (e *mountError) Error() string { return fmt.Sprintf("mount layer %s: %v", e.id, e.cause) }
 func (e *mountError) Unwrap() error { return e.cause }
 
-// intact sees to it that all lazy snapshots below and including one are
-// mounted. Those that could not be when the daemon started get another chance,
-// since now there may be somebody whose registry and credentials help. So do those
-// whose mount is gone.
-func (s *Snapshotter) intact(ctx context.Context, name string) error {
-	for name != "" {
-		info, err := s.Snapshotter.Stat(ctx, name)
-		if err != nil {
-			return err
-		}
-		if isLazy(info) {
-			if err := s.heal(ctx, name); err != nil {
-				return fmt.Errorf("lazy snapshot %q: %w", name, err)
-			}
-		}
-		name = info.Parent
-	}
-	return nil
-}
-
+// heal mounts a lazy snapshot that is not. One that could not be when the daemon
+// started gets another chance, since now there may be somebody whose registry and
+// credentials help. So does one whose mount is gone.
 func (s *Snapshotter) heal(ctx context.Context, name string) error {
 	layer, err := s.layerOf(ctx, name)
 	if err != nil {

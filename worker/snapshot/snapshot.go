@@ -49,9 +49,11 @@ type Lazy interface {
 	// Unmount is called for each directory that Mount was called for, whether or not
 	// that could mount the layer.
 	Unmount(dir string) error
-	// Unpack writes the files of a layer into an empty directory, for the reason that
-	// it cannot be mounted.
-	Unpack(ctx context.Context, id, dir string, labels map[string]string, why error) error
+	// Unpacking tells those who watch the context's build why a layer, and others like
+	// it, are unpacked.
+	Unpacking(ctx context.Context, labels map[string]string, why error)
+	// Unpack writes the files of a layer that cannot be mounted into an empty directory.
+	Unpack(ctx context.Context, id, dir string, labels map[string]string) error
 	// Unpacked says whether the files of a layer stand in a directory, so that it needs
 	// nothing else of what was fetched.
 	Unpacked(dir string) bool
@@ -75,6 +77,10 @@ const (
 )
 
 // A Snapshotter is safe for concurrent use.
+//
+// The mounts that its methods return show lazy snapshots as they are: one that is not
+// mounted is an empty directory. Call Show for each of those below before they are
+// mounted.
 type Snapshotter struct {
 	snapshots.Snapshotter // containerd's, over overlayfs
 	lazy                  Lazy
@@ -128,9 +134,6 @@ func New(ctx context.Context, root string, lazy Lazy) (*Snapshotter, error) {
 // Prepare makes an active snapshot, or the lazy one that a label asks for; it
 // then returns errdefs.ErrAlreadyExists, as the snapshotter interface wants.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	if err := s.intact(ctx, parent); err != nil {
-		return nil, err
-	}
 	var wanted snapshots.Info
 	for _, opt := range opts {
 		if err := opt(&wanted); err != nil {
@@ -217,21 +220,9 @@ func (s *Snapshotter) sameParent(ctx context.Context, name, parent string) error
 
 // View is Prepare for readers.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	if err := s.intact(ctx, parent); err != nil {
-		return nil, err
-	}
 	s.making.RLock()
 	defer s.making.RUnlock()
 	return s.Snapshotter.View(ctx, key, parent, opts...)
-}
-
-// Mounts refuses snapshots upon a lazy one that is not mounted: they would show
-// an empty directory instead of the layer.
-func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
-	if err := s.intact(ctx, key); err != nil {
-		return nil, err
-	}
-	return s.Snapshotter.Mounts(ctx, key)
 }
 
 // Stat hides how the overlay snapshotter is asked for directories, and tells which

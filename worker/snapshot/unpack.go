@@ -6,26 +6,36 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/util/bklog"
 	"golang.org/x/sys/unix"
 )
 
-// Show mounts a lazy snapshot that is not mounted, or unpacks its layer where that is
-// not possible: it was mounted by an earlier process, which had FUSE. To unpack
-// it all of the layer is fetched, which takes as long as a pull. No method of
-// [snapshots.Snapshotter] does so, since containerd's metadata is locked meanwhile.
-//
-// The files are written beside the snapshot's directory, which is empty, and replace
-// it at once: a process that is killed leaves a lazy snapshot.
-func (s *Snapshotter) Show(ctx context.Context, name string) error {
-	err := s.heal(ctx, name)
-	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx)
+// Show mounts those of some lazy snapshots that are not mounted, or unpacks their
+// layers where that is not possible: they were mounted by an earlier process, which had
+// FUSE. To unpack a layer all of it is fetched, which takes as long as a pull. No method
+// of [snapshots.Snapshotter] does so, since containerd's metadata is locked meanwhile.
+func (s *Snapshotter) Show(ctx context.Context, names ...string) error {
+	told := false
+	for _, name := range names {
+		unpacking := func(labels map[string]string, why error) {
+			if !told {
+				s.lazy.Unpacking(ctx, labels, why)
+			}
+			told = true
+		}
+		if err := s.show(ctx, name, unpacking); err != nil {
+			return fmt.Errorf("lazy snapshot %q: %w", name, err)
+		}
 	}
+	return nil
+}
+
+func (s *Snapshotter) show(ctx context.Context, name string, unpacking func(map[string]string, error)) error {
 	var cannot *mountError
-	if !errors.As(err, &cannot) {
+	if err := s.heal(ctx, name); !errors.As(err, &cannot) {
 		return err
 	}
 	layer, err := s.layerOf(ctx, name)
@@ -38,21 +48,25 @@ func (s *Snapshotter) Show(ctx context.Context, name string) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if s.lazy.Unpacked(layer.dir) {
-		return nil // while this one waited
+	// While this one waited it may have been unpacked.
+	if err := s.heal(ctx, name); !errors.As(err, &cannot) {
+		return err
 	}
-	if err := s.unpack(ctx, cannot, layer); err != nil {
-		return fmt.Errorf("lazy snapshot %q: %w, and it is not unpacked: %w", name, cannot, err)
+	unpacking(layer.labels, cannot.cause)
+	if err := s.unpack(ctx, cannot.id, layer); err != nil {
+		return fmt.Errorf("%w, and it is not unpacked: %w", cannot, err)
 	}
 	return nil
 }
 
-func (s *Snapshotter) unpack(ctx context.Context, why *mountError, layer *shown) error {
+// unpack writes the files of a layer beside the snapshot's directory, which is empty,
+// and replaces it at once: a process that is killed leaves a lazy snapshot.
+func (s *Snapshotter) unpack(ctx context.Context, id string, layer *shown) error {
 	part, err := os.MkdirTemp(filepath.Dir(layer.dir), partPrefix)
 	if err != nil {
 		return err
 	}
-	if err := s.lazy.Unpack(ctx, why.id, part, layer.labels, why.cause); err != nil {
+	if err := s.lazy.Unpack(ctx, id, part, layer.labels); err != nil {
 		return errors.Join(err, os.RemoveAll(part))
 	}
 	// A directory that is not empty is taken for all of the layer, also after the
@@ -108,9 +122,12 @@ const partPrefix = "unpacking-"
 
 // removeParts removes those that an earlier process left.
 func (l *shown) removeParts() error {
-	parts, err := filepath.Glob(filepath.Join(filepath.Dir(l.dir), partPrefix+"*"))
-	for _, part := range parts {
-		err = errors.Join(err, os.RemoveAll(part))
+	beside := filepath.Dir(l.dir)
+	entries, err := os.ReadDir(beside)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), partPrefix) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(beside, e.Name())))
+		}
 	}
 	return err
 }

@@ -1,0 +1,71 @@
+package lazy
+
+import (
+	"context"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// unmountable opens a layer that was fetched and announced, and cannot be mounted. It
+// returns its ID and the directory of which Mount was called.
+func unmountable(t *testing.T, p *private) (l *Layers, id, dir string) {
+	t.Helper()
+	l = p.open(t, Config{})
+	p.set("right", true, true)
+	require.NoError(t, p.fetch(t, l, "right"))
+	id, err := l.ID(p.labels(""))
+	require.NoError(t, err)
+	dir = filepath.Join(t.TempDir(), "none")
+	require.NoError(t, l.Announce(t.Context(), p.labels("right")))
+	require.Error(t, l.Mount(id, dir, p.labels("")))
+	return l, id, dir
+}
+
+// Unpacking needs the credentials of the builds to which a layer was announced before
+// it turned out that it cannot be mounted.
+func TestUnpackAnnounced(t *testing.T) {
+	p := servePrivate(t, 3)
+	l, id, dir := unmountable(t, p)
+	to := t.TempDir()
+	require.NoError(t, l.Unpack(t.Context(), id, to, p.labels("")))
+	got, err := os.ReadFile(filepath.Join(to, "file-2"))
+	require.NoError(t, err)
+	require.Equal(t, contentsOf(2), got)
+	require.NoError(t, l.Unmount(dir))
+	require.Empty(t, l.mounted)
+	require.Empty(t, l.blobs)
+}
+
+// It ends with the last of those builds, also if anybody may read the layer.
+func TestUnpackAbandoned(t *testing.T) {
+	p := servePrivate(t, 3)
+	l, id, dir := unmountable(t, p)
+	p.set("", true, true)
+	asked := make(chan struct{}, 1)
+	p.mu.Lock()
+	p.hold = func(r *http.Request) {
+		select {
+		case asked <- struct{}{}:
+			<-r.Context().Done()
+		default:
+		}
+	}
+	p.mu.Unlock()
+	ended := make(chan error, 1)
+	go func() { ended <- l.Unpack(context.Background(), id, t.TempDir(), p.labels("")) }()
+	for len(asked) == 0 { // the channel stays full, so that only one is held
+		time.Sleep(time.Millisecond)
+	}
+	p.set("right", true, false)
+	require.ErrorIs(t, <-ended, errAbandoned)
+
+	p.set("second", true, true)
+	require.NoError(t, l.Announce(t.Context(), p.labels("second")))
+	require.NoError(t, l.Unpack(t.Context(), id, t.TempDir(), p.labels("")))
+	require.NoError(t, l.Unmount(dir))
+}
