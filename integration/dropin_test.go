@@ -288,20 +288,20 @@ func TestUnpackingHoldsUpNobody(t *testing.T) {
 	const copying = "COPY --from=cached /made /small/3 /\n"
 	d := startLazy(t, onDemand)
 	d.build(t, dockerfile("COPY --from=cached /made /\n"))
-	d.kill()
-	d.binary = withoutFUSE(t)
+	d.Kill()
+	d.Binary = withoutFUSE(t)
 	d.start(t)
 
 	asked, answer := g.holdContents()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	first := d.command(ctx, "buildx", "build", dockerfile(copying))
+	first := d.Client(ctx, "buildx", "build", dockerfile(copying))
 	require.NoError(t, first.Start())
 	awaitRequest(ctx, t, asked)
 	soon, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
 	for _, args := range [][]string{{"buildctl", "du"}, {"buildctl", "prune", "--keep-duration=24h"}, {"buildx", "build", "--target=cached", dockerfile("")}} {
-		out, err := d.command(soon, args[0], args[1:]...).CombinedOutput()
+		out, err := d.Client(soon, args[0], args[1:]...).CombinedOutput()
 		require.NoError(t, err, "%v\n%s", args, out)
 	}
 	require.Len(t, d.parts(t), 1)
@@ -319,7 +319,7 @@ func TestUnpackingHoldsUpNobody(t *testing.T) {
 // parts are the directories in which layers are being unpacked.
 func (d *daemon) parts(t *testing.T) []string {
 	t.Helper()
-	parts, err := filepath.Glob(filepath.Join(d.dir, "root", "runc-stargz", "snapshots", "snapshotter", "snapshots", "*", "unpacking-*"))
+	parts, err := filepath.Glob(filepath.Join(d.Dir, "root", "runc-stargz", "snapshots", "snapshotter", "snapshots", "*", "unpacking-*"))
 	require.NoError(t, err)
 	return parts
 }
