@@ -113,9 +113,9 @@ end_containers() {
 }
 
 remove_scratch() {
-    # Deepest mounts first.
-    awk -v dir="$work/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo |
-        sort -r | while read -r dir; do umount -l "$dir"; done
+    # Deepest mounts first. The kernel writes a space as \040.
+    awk -v dir="$work/" '{ gsub(/\\040/, " ", $5) } index($5, dir) == 1 { print $5 }' /proc/self/mountinfo |
+        sort -r | while IFS= read -r dir; do umount -l "$dir"; done
     # Those that were killed may have been writing.
     rm -rf "$work" || { sleep 2 && rm -rf "$work"; }
 }
