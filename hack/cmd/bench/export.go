@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,9 +21,9 @@ import (
 // A contender is a daemon with a compression.
 type contender struct {
 	name        string
+	work        string // what it does; that of all, if it is empty
 	binary      string // in the directory of tools
 	compression string
-	results     []result
 }
 
 // A result is what one export took.
@@ -30,6 +31,14 @@ type result struct {
 	wall, cpu time.Duration
 	memory    int64 // peak, bytes
 	layers    int64 // bytes of all of them, compressed
+}
+
+func (r result) readings() []reading {
+	all := []reading{wall(r.wall), {float64(r.cpu), "cpu-ns/op"}, bytesIn("layers", r.layers)}
+	if r.memory > 0 {
+		all = append(all, bytesIn("peak", r.memory))
+	}
+	return all
 }
 
 // An exportImage is one that is exported, by those who can.
@@ -69,38 +78,35 @@ var exportImages = []exportImage{
 // it would come compressed already.
 func export(ctx context.Context, c *config) (sections []section, err error) {
 	for _, image := range exportImages {
-		contenders, err := image.measure(ctx, c)
-		if err != nil {
+		r := &results{}
+		if err := image.measure(ctx, c, r); err != nil {
 			return nil, fmt.Errorf("%s: %w", image.what, err)
 		}
-		sections = append(sections, exportSection(image.what, contenders, contenders[0]))
+		sections = append(sections, r.section(image.what))
 	}
 	return sections, nil
 }
 
-func (image exportImage) measure(ctx context.Context, c *config) (contenders []*contender, err error) {
-	for _, who := range image.contenders {
-		contenders = append(contenders, &who)
-	}
+func (image exportImage) measure(ctx context.Context, c *config, into *results) (err error) {
 	log.Printf("building %s, to be exported later", image.target)
 	prepared, err := prepare(ctx, c, image.target, image.before)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, prepared.stop()) }()
 	tars := filepath.Join(c.work, "tars")
 	defer os.RemoveAll(tars)
 	for run := range c.runs {
-		for _, who := range contenders {
+		for _, who := range image.contenders {
 			r, err := measure(ctx, c, prepared.root(), tars, image.target, who)
 			if err != nil {
-				return nil, fmt.Errorf("%s: %w", who.name, err)
+				return fmt.Errorf("%s: %w", who.name, err)
 			}
 			log.Printf("run %d of %d, %s, %s, %s: %.1fs, %.1f MB", run+1, c.runs, image.target, who.name, who.compression, r.wall.Seconds(), megabytes(r.layers))
-			who.results = append(who.results, r)
+			into.add(cmp.Or(who.work, image.what), who.name, r.readings()...)
 		}
 	}
-	return contenders, nil
+	return nil
 }
 
 // prepare builds a target with the stock daemon, and returns the daemon, which
@@ -118,7 +124,7 @@ func prepare(ctx context.Context, c *config, target, output string) (*daemon, er
 
 // measure measures one export, or in its stead pgzip over the tars that the
 // first one, of stock gzip, has left.
-func measure(ctx context.Context, c *config, prepared, tars, target string, who *contender) (r result, err error) {
+func measure(ctx context.Context, c *config, prepared, tars, target string, who contender) (r result, err error) {
 	if who.compression == "pgzip" {
 		return compressAlone(tars)
 	}

@@ -17,7 +17,6 @@ import (
 type idler struct {
 	name, binary string
 	flags        []string
-	starts       []idleStart
 }
 
 type idleStart struct {
@@ -28,6 +27,7 @@ type idleStart struct {
 // idle starts each daemon on a root of its own, in turns: a first time on an empty
 // root, which does not count, and after that on what it left.
 func idle(ctx context.Context, c *config) ([]section, error) {
+	all := &results{}
 	idlers := []*idler{
 		{name: "stock", binary: "buildkitd"},
 		{name: ourName, binary: "buildkitd-esgz"},
@@ -45,24 +45,10 @@ func idle(ctx context.Context, c *config) ([]section, error) {
 				continue
 			}
 			log.Printf("round %d of %d, %s: %.3f s, %.1f MiB", round, c.runs, i.name, s.took.Seconds(), float64(s.memory)/(1<<20))
-			i.starts = append(i.starts, s)
+			all.add("idle", i.name, wall(s.took), bytesIn("resident", s.memory))
 		}
 	}
-	s := section{
-		Title: "A daemon without builds",
-		Table: table{Columns: []string{"daemon", "start", "ratio", "memory", "ratio"}},
-		Notes: []string{"Start is until the first answer to a client, memory what is resident three seconds later. Medians."},
-	}
-	took := func(s idleStart) time.Duration { return s.took }
-	memory := func(s idleStart) int64 { return s.memory }
-	for _, i := range idlers {
-		s.Table.add(i.name,
-			fmt.Sprintf("%.3f s", median(i.starts, took).Seconds()),
-			fmt.Sprintf("%.2f", ratio(median(i.starts, took), median(idlers[0].starts, took))),
-			fmt.Sprintf("%.1f MiB", float64(median(i.starts, memory))/(1<<20)),
-			fmt.Sprintf("%.2f", ratio(median(i.starts, memory), median(idlers[0].starts, memory))))
-	}
-	return []section{s}, nil
+	return []section{all.section("A daemon without builds", "Time is until the first answer to a client, memory three seconds later.")}, nil
 }
 
 // start waits for the daemon's first answer.

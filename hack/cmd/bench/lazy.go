@@ -39,7 +39,6 @@ type job struct {
 	who      puller
 	tag      string
 	commands string // of its RUN step
-	runs     []pulled
 }
 
 // A pulled is what one build took.
@@ -84,6 +83,7 @@ func coldBuilds(ctx context.Context, c *config, r *registry, link shaped.Link) (
 		return s, err
 	}
 	defer func() { err = errors.Join(err, line.Close()) }()
+	all, title := &results{prefix: fmt.Sprintf("%s, %d Mbit/s: ", link.Delay, link.BytesPerSecond*8/1e6)}, fmt.Sprintf("Cold builds behind %s and %d Mbit/s", link.Delay, link.BytesPerSecond*8/1e6)
 	jobs := []*job{
 		{who: eager, tag: "gzip", commands: runApp},
 		{who: stockLazy, tag: "plain", commands: runApp},
@@ -100,10 +100,10 @@ func coldBuilds(ctx context.Context, c *config, r *registry, link shaped.Link) (
 				return s, fmt.Errorf("%s, %s: %w", j.who.name, j.tag, err)
 			}
 			log.Printf("run %d of %d, %s, %s, %.12s: %.1fs, %.1f MB, %d requests", run+1, c.runs, j.who.name, j.tag, j.commands, p.wall.Seconds(), float64(p.bytes)/1e6, p.requests)
-			j.runs = append(j.runs, p)
+			all.add(j.commands, j.who.name+" "+j.tag, wall(p.wall), bytesIn("fetched", p.bytes), reading{float64(p.requests), "requests"})
 		}
 	}
-	return coldSection(link, jobs), nil
+	return all.section(title), nil
 }
 
 // cold builds with a daemon that has nothing yet.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log"
 	"regexp"
-	"slices"
 	"strconv"
 )
 
@@ -41,26 +40,23 @@ var warms = []warm{
 	{"large", "fio, random, 4 KiB", fio("randread", "4k"), "MB/s"},
 }
 
-// times are the measurements of a warm: by its index, first or second, by run.
-type times map[int]map[string][]float64
-
 // warmBuilds has both daemons fetch everything, and then compares what it costs
 // to read it.
 func warmBuilds(ctx context.Context, c *config, r *registry) (s section, err error) {
-	plain, ours := times{}, times{}
+	all := &results{}
 	for run := range c.runs {
 		log.Printf("run %d of %d, what is here already", run+1, c.runs)
-		if err := measureWarm(ctx, c, r, eager, "gzip", plain); err != nil {
+		if err := measureWarm(ctx, c, r, eager, "gzip", all); err != nil {
 			return s, err
 		}
-		if err := measureWarm(ctx, c, r, ourLazy, "plain", ours); err != nil {
+		if err := measureWarm(ctx, c, r, ourLazy, "plain", all); err != nil {
 			return s, err
 		}
 	}
-	return warmSection(plain, ours), nil
+	return all.section("Everything is here, and is read"), nil
 }
 
-func measureWarm(ctx context.Context, c *config, r *registry, who puller, tag string, into times) (err error) {
+func measureWarm(ctx context.Context, c *config, r *registry, who puller, tag string, into *results) (err error) {
 	d, err := startPuller(ctx, c, who)
 	if err != nil {
 		return err
@@ -71,7 +67,7 @@ func measureWarm(ctx context.Context, c *config, r *registry, who puller, tag st
 			return err
 		}
 	}
-	for i, w := range warms {
+	for _, w := range warms {
 		if err := dropCaches(); err != nil {
 			return err
 		}
@@ -79,18 +75,20 @@ func measureWarm(ctx context.Context, c *config, r *registry, who puller, tag st
 		if err != nil {
 			return err
 		}
-		if into[i] == nil {
-			into[i] = map[string][]float64{}
+		found := measured.FindAllStringSubmatch(out, -1)
+		if len(found) != 2 {
+			return fmt.Errorf("%s: two measurements are missing in\n%s", w.name, out)
 		}
-		for _, m := range measured.FindAllStringSubmatch(out, -1) {
+		for _, m := range found {
 			value, err := strconv.ParseFloat(m[2], 64)
 			if err != nil {
 				return err
 			}
-			into[i][m[1]] = append(into[i][m[1]], value/1000)
-		}
-		if len(into[i]) != 2 {
-			return fmt.Errorf("%s: two measurements are missing in\n%s", w.name, out)
+			f := reading{value * 1000, "ns/op"} // of microseconds
+			if w.unit == "MB/s" {
+				f = reading{value / 1000, w.unit}
+			}
+			into.add(w.name+", "+m[1], who.name, f)
 		}
 	}
 	return nil
@@ -98,8 +96,3 @@ func measureWarm(ctx context.Context, c *config, r *registry, who puller, tag st
 
 // measured is a line of output, not of the command that the progress shows.
 var measured = regexp.MustCompile(`(?m)^#\d+ [\d.]+ MEASURED (first|second) (\d+)`)
-
-func middle(values []float64) float64 {
-	sorted := slices.Sorted(slices.Values(values))
-	return sorted[len(sorted)/2]
-}

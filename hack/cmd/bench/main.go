@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -57,6 +58,7 @@ func main() {
 	cache := flag.String("cache", "/var/cache/buildkitd-esgz", "where hack/tools and hack/base put what they made")
 	repo := flag.String("repo", ".", "the repository")
 	runs := flag.Int("runs", 3, "how often everything is measured")
+	out := flag.String("o", "", "file for the raw results, for benchstat; beside the page by default")
 	flag.Parse()
 	at := slices.IndexFunc(benchmarks, func(b benchmark) bool { return b.name == flag.Arg(0) })
 	if flag.NArg() != 1 || at < 0 || *runs < 1 {
@@ -70,7 +72,7 @@ func main() {
 		log.Fatal(err)
 	}
 	c := &config{tools: harness.Tools(filepath.Join(*cache, "bin")), base: filepath.Join(*cache, "base"), repo: *repo, work: work, runs: *runs}
-	page, err := benchmarks[at].run(ctx, c, filepath.Join(*cache, "bench"))
+	page, err := benchmarks[at].run(ctx, c, filepath.Join(*cache, "bench"), *out)
 	if err := errors.Join(err, harness.RemoveAll(work)); err != nil {
 		log.Fatal(err)
 	}
@@ -86,7 +88,7 @@ func names() string {
 }
 
 // run measures, and returns the page that shows it.
-func (b *benchmark) run(ctx context.Context, c *config, dir string) (page string, err error) {
+func (b *benchmark) run(ctx context.Context, c *config, dir, out string) (page string, err error) {
 	r := &report{
 		Name: b.name, Title: b.title, Command: fmt.Sprintf("hack/bench -runs %d %s", c.runs, b.name),
 		Revision: revision(), Machine: machine(), Date: time.Now(),
@@ -98,6 +100,9 @@ func (b *benchmark) run(ctx context.Context, c *config, dir string) (page string
 		return "", err
 	}
 	fmt.Print(r.markdown())
+	if err := r.keepRaw(cmp.Or(out, filepath.Join(dir, b.name+".txt"))); err != nil {
+		return "", err
+	}
 	return r.keep(dir)
 }
 

@@ -43,6 +43,10 @@ func subjects() []*subject {
 	return all
 }
 
+// sameLevel has the optimizer compress as our daemon and stock gzip do. Its default
+// is 9.
+const sameLevel = "-estargz-compression-level=6"
+
 // plain is the tag of the image that the optimizer starts from.
 const plain = "gzip"
 
@@ -78,7 +82,7 @@ func (s *subject) optimize(ctx context.Context, c *config, r *registry) (err err
 		return err
 	}
 	recorded := filepath.Join(c.work, s.name+".json")
-	err = n.run(ctx, "optimize", "-record-out", recorded, r.ref(s.name, plain), r.ref(s.name, s.theirs.tag))
+	err = n.run(ctx, "optimize", sameLevel, "-record-out", recorded, r.ref(s.name, plain), r.ref(s.name, s.theirs.tag))
 	if err := errors.Join(err, n.stop()); err != nil {
 		return err
 	}

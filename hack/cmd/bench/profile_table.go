@@ -43,55 +43,39 @@ func list(title string, files []string) []string {
 	return []string{title + ": " + strings.Join(files[:min(len(files), most)], "; ") + more}
 }
 
-// startsSection compares the medians of the cold starts.
+// startsSection compares the cold starts.
 func startsSection(all []*subject) section {
-	sec := section{
-		Title: fmt.Sprintf("Cold starts behind %s and %d Mbit/s", nodeLink.Delay, nodeLink.BytesPerSecond*8/1e6),
-		Table: table{Columns: []string{"image", "s until ready, theirs", "ours", "ratio", "MB fetched, theirs", "ours", "ratio", "requests, theirs", "ours", "prefetch requests a layer, theirs", "ours"}},
-		Bars:  &bars{Unit: "s"},
-	}
+	r := &results{}
 	for _, s := range all {
-		t, o := &s.theirs, &s.ours
-		sec.Table.add(s.name, fmt.Sprintf("%.2f", t.took().Seconds()), fmt.Sprintf("%.2f", o.took().Seconds()), fmt.Sprintf("%.2f", ratio(o.took(), t.took())),
-			fmt.Sprintf("%.1f", megabytes(t.bytes())), fmt.Sprintf("%.1f", megabytes(o.bytes())), fmt.Sprintf("%.2f", ratio(o.bytes(), t.bytes())),
-			fmt.Sprint(t.requests()), fmt.Sprint(o.requests()), fmt.Sprint(t.prefetches()), fmt.Sprint(o.prefetches()))
-		sec.Bars.add(s.name+", optimized", t.took().Seconds())
-		sec.Bars.add(ourName+", "+s.name, o.took().Seconds())
+		for i := range s.ours.starts {
+			for _, side := range []*side{&s.theirs, &s.ours} {
+				at := side.starts[i]
+				r.add(s.name, side.tag, wall(at.took), bytesIn("fetched", at.bytes()), reading{float64(len(at.requests)), "requests"}, reading{float64(side.prefetches(at)), "prefetches"})
+			}
+		}
 	}
-	return sec
+	return r.section(fmt.Sprintf("Cold starts behind %s and %d Mbit/s", nodeLink.Delay, nodeLink.BytesPerSecond*8/1e6))
 }
 
 func megabytes(n int64) float64 { return float64(n) / 1e6 }
 
 func ratio[T int64 | time.Duration](ours, theirs T) float64 { return float64(ours) / float64(theirs) }
 
-func (s *side) took() time.Duration {
-	return median(s.starts, func(c start) time.Duration { return c.took })
-}
-
-func (s *side) bytes() int64 { return median(s.starts, start.bytes) }
-
-func (s *side) requests() int {
-	return median(s.starts, func(c start) int { return len(c.requests) })
-}
-
 // prefetches is in how many requests the layer that took most got what lies in
 // front of its landmark. Before it reads anything the snapshotter asks where the
 // blob is, with a request for two bytes.
-func (s *side) prefetches() int {
+func (s *side) prefetches(c start) int {
 	landmarks := map[digest.Digest]int64{}
 	for _, l := range s.layers {
 		landmarks[l.digest] = l.landmark
 	}
-	return median(s.starts, func(c start) int {
-		most, requests := 0, map[digest.Digest]int{}
-		for _, r := range c.requests {
-			var from int64
-			if _, err := fmt.Sscanf(r.Range, "bytes=%d-", &from); err == nil && r.Range != "bytes=0-1" && from < landmarks[digest.Digest(r.Blob)] {
-				requests[digest.Digest(r.Blob)]++
-				most = max(most, requests[digest.Digest(r.Blob)])
-			}
+	most, requests := 0, map[digest.Digest]int{}
+	for _, r := range c.requests {
+		var from int64
+		if _, err := fmt.Sscanf(r.Range, "bytes=%d-", &from); err == nil && r.Range != "bytes=0-1" && from < landmarks[digest.Digest(r.Blob)] {
+			requests[digest.Digest(r.Blob)]++
+			most = max(most, requests[digest.Digest(r.Blob)])
 		}
-		return most
-	})
+	}
+	return most
 }

@@ -75,6 +75,5 @@ func TestPrefetches(t *testing.T) {
 			get("c", "bytes=0-99"), get("config", ""),
 		}}},
 	}
-	require.Equal(t, 2, s.prefetches())
-	require.Equal(t, 9, s.requests())
+	require.Equal(t, 2, s.prefetches(s.starts[0]))
 }

@@ -42,7 +42,15 @@ func recordSteps(ctx context.Context, c *config) (sections []section, err error)
 			}
 		}
 	}
-	return []section{recordSection(steps)}, nil
+	s := recordSection(steps)
+	s.raw = &results{}
+	for _, st := range steps {
+		for i := range st.plain {
+			s.raw.add(st.name, "plain", wall(st.plain[i]))
+			s.raw.add(st.name, "recorded", wall(st.recorded[i]))
+		}
+	}
+	return []section{s}, nil
 }
 
 // recordRound builds in both ways. Who comes first changes from round to round.

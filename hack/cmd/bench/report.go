@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -32,6 +34,8 @@ type section struct {
 	Notes []string
 	Bars  *bars
 	Curve *curve
+
+	raw *results // nil if there are none
 }
 
 // plot is the section's as SVG, or nothing.
@@ -100,6 +104,39 @@ func (r *report) keep(dir string) (page string, err error) {
 	}
 	page = filepath.Join(dir, "index.html")
 	return page, writePage(page, all)
+}
+
+// keepRaw writes what was measured to a file, for benchstat.
+func (r *report) keepRaw(file string) error {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(f, r.raw())
+	return errors.Join(err, f.Close())
+}
+
+// raw has the samples of all sections, one line each.
+func (r *report) raw() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "goos: %s\ngoarch: %s\ncpu: %s\ncommit: %s\ncommand: %s\n\n", runtime.GOOS, runtime.GOARCH, processor(), r.Revision, r.Command)
+	for _, s := range r.Sections {
+		if s.raw != nil {
+			s.raw.write(&b)
+		}
+	}
+	return b.String()
+}
+
+// processor is the name of the first one.
+func processor() string {
+	raw, _ := os.ReadFile("/proc/cpuinfo")
+	_, rest, _ := strings.Cut(string(raw), "model name\t: ")
+	name, _, _ := strings.Cut(rest, "\n")
+	return name
 }
 
 // keepPlots writes the plots as files, for documents that show one.

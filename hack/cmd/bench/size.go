@@ -7,7 +7,6 @@ import (
 	"log"
 	"os"
 	"path/filepath"
-	"time"
 )
 
 // A large is an image of which only the size is of interest.
@@ -15,7 +14,6 @@ type large struct {
 	name, target string
 	gib          int
 	args         []string
-	results      []result
 }
 
 // size exports large layers, to see what grows with them.
@@ -26,6 +24,11 @@ func size(ctx context.Context, c *config) ([]section, error) {
 		{name: "1 layer of 5 GiB", target: "one", gib: 5, args: []string{"--set", "one.args.GIB=5"}},
 		{name: "1 layer of 20 GiB", target: "one", gib: 20, args: []string{"--set", "one.args.GIB=20"}},
 	}
+	base, err := os.Stat(filepath.Join(c.base, "rootfs.tar"))
+	if err != nil {
+		return nil, err
+	}
+	all := &results{}
 	for run := range c.runs {
 		for _, l := range images {
 			r, err := l.export(ctx, c)
@@ -33,14 +36,11 @@ func size(ctx context.Context, c *config) ([]section, error) {
 				return nil, fmt.Errorf("%s: %w", l.name, err)
 			}
 			log.Printf("run %d of %d, %s: %.1fs, %d MiB", run+1, c.runs, l.name, r.wall.Seconds(), r.memory>>20)
-			l.results = append(l.results, r)
+			mib := float64(int64(l.gib)<<30+base.Size()) / (1 << 20) // the base is a layer of every image
+			all.add("export", l.name, append(r.readings(), reading{mib / r.wall.Seconds(), "MiB/s"})...)
 		}
 	}
-	base, err := os.Stat(filepath.Join(c.base, "rootfs.tar"))
-	if err != nil {
-		return nil, err
-	}
-	return []section{sizeSection(images, base.Size())}, nil
+	return []section{all.section("Large layers, exported by "+ourName, "What is read comes from the disk, not from the page cache.")}, nil
 }
 
 // export builds the image, and measures what it takes to export it then.
@@ -78,26 +78,4 @@ func (l *large) export(ctx context.Context, c *config) (r result, err error) {
 	peak, err := d.peakMemory()
 	r.wall, r.cpu, r.memory = image.export, after-before, peak-idle
 	return r, err
-}
-
-// sizeSection counts the base in, which is a layer of every image.
-func sizeSection(images []*large, base int64) section {
-	s := section{
-		Title: "Large layers, exported by " + ourName,
-		Table: table{Columns: []string{"image", "wall", "CPU", "MiB/s", "of the first", "peak memory above idle"}},
-		Notes: []string{"What is read comes from the disk, not from the page cache."},
-		Bars:  &bars{Unit: "MiB/s"},
-	}
-	speed := func(l *large) float64 {
-		wall := median(l.results, func(r result) time.Duration { return r.wall })
-		return float64(int64(l.gib)<<30+base) / (1 << 20) / wall.Seconds()
-	}
-	for _, l := range images {
-		s.Table.add(l.name, fmt.Sprintf("%.1f s", median(l.results, func(r result) time.Duration { return r.wall }).Seconds()),
-			fmt.Sprintf("%.1f s", median(l.results, func(r result) time.Duration { return r.cpu }).Seconds()),
-			fmt.Sprintf("%.0f", speed(l)), fmt.Sprintf("%.2f", speed(l)/speed(images[0])),
-			fmt.Sprintf("%d MiB", median(l.results, func(r result) int64 { return r.memory })>>20))
-		s.Bars.add(l.name, speed(l))
-	}
-	return s
 }

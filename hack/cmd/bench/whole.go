@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log"
 	"regexp"
-	"strings"
 	"time"
 )
 
@@ -14,7 +13,6 @@ import (
 type route struct {
 	name   string
 	travel func(ctx context.Context, c *config, prepared string, r *registry) (trip, error)
-	trips  []trip
 }
 
 // A trip is what a route took once.
@@ -42,6 +40,7 @@ func whole(ctx context.Context, c *config) (sections []section, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, prepared.stop()) }()
+	all := &results{}
 	routes := []*route{
 		{name: "stock gzip, then `ctr-remote image optimize`", travel: optimized()},
 		{name: "stock gzip, then `ctr-remote image convert --estargz`", travel: optimized("-no-optimize")},
@@ -55,10 +54,10 @@ func whole(ctx context.Context, c *config) (sections []section, err error) {
 				return nil, fmt.Errorf("%s: %w", route.name, err)
 			}
 			log.Printf("run %d of %d, %s: %.1fs, workload %.1fs", run+1, c.runs, route.name, t.all().Seconds(), t.workload.Seconds())
-			route.trips = append(route.trips, t)
+			all.add("python", route.name, wall(t.own()), reading{float64(t.workload), "workload-ns/op"})
 		}
 	}
-	return []section{wholeSection(routes)}, nil
+	return []section{all.section("A Python application, from built to pushed", "The workload's own time is taken out.")}, nil
 }
 
 func (route *route) once(ctx context.Context, c *config, prepared string) (t trip, err error) {
@@ -109,7 +108,7 @@ func optimized(flags ...string) func(context.Context, *config, string, *registry
 		}
 		defer func() { err = errors.Join(err, n.stop()) }()
 		begin := time.Now()
-		out, err := n.Client(ctx, "optimize", append(flags, r.ref("python", plain), r.ref("python", "theirs"))...).CombinedOutput()
+		out, err := n.Client(ctx, "optimize", append(flags, sameLevel, r.ref("python", plain), r.ref("python", "theirs"))...).CombinedOutput()
 		if err != nil {
 			return t, fmt.Errorf("optimize: %w\n%s", err, out)
 		}
@@ -123,20 +122,3 @@ func optimized(flags ...string) func(context.Context, *config, string, *registry
 
 // ran is what the optimizer says of the image.
 var ran = regexp.MustCompile(`ran for (\S+)`)
-
-func wholeSection(routes []*route) section {
-	s := section{
-		Title: "A Python application, from built to pushed",
-		Table: table{Columns: []string{"route", "all", "of that the workload", "without it", "ratio"}},
-		Notes: []string{"The ratio is that of the times without the workload, by the first row."},
-		Bars:  &bars{Unit: "s"},
-	}
-	own := func(r *route) time.Duration { return median(r.trips, trip.own) }
-	for _, r := range routes {
-		s.Table.add(r.name, fmt.Sprintf("%.1f s", median(r.trips, trip.all).Seconds()),
-			fmt.Sprintf("%.1f s", median(r.trips, func(t trip) time.Duration { return t.workload }).Seconds()),
-			fmt.Sprintf("%.1f s", own(r).Seconds()), fmt.Sprintf("%.2f", ratio(own(r), own(routes[0]))))
-		s.Bars.add(strings.ReplaceAll(r.name, "`", ""), own(r).Seconds())
-	}
-	return s
-}
