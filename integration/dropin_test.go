@@ -295,13 +295,13 @@ func TestUnpackingHoldsUpNobody(t *testing.T) {
 	asked, answer := g.holdContents()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	first := d.Client(ctx, "buildx", "build", dockerfile(copying))
+	first := d.command(ctx, "buildx", "build", dockerfile(copying))
 	require.NoError(t, first.Start())
 	awaitRequest(ctx, t, asked)
 	soon, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
 	for _, args := range [][]string{{"buildctl", "du"}, {"buildctl", "prune", "--keep-duration=24h"}, {"buildx", "build", "--target=cached", dockerfile("")}} {
-		out, err := d.Client(soon, args[0], args[1:]...).CombinedOutput()
+		out, err := d.command(soon, args[0], args[1:]...).CombinedOutput()
 		require.NoError(t, err, "%v\n%s", args, out)
 	}
 	require.Len(t, d.parts(t), 1)
