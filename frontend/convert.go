@@ -28,8 +28,8 @@ import (
 // attrConvert is the attribute of an exporter that names the image to convert.
 const attrConvert = "estargz-convert"
 
-// A conversion builds what an image is, in the place of a frontend: for all its
-// platforms, with its config and annotations to the byte. The Dockerfile's
+// A conversion builds an image again instead of a frontend: for all its platforms,
+// with the same config and annotations. The Dockerfile's
 // frontend would run the ONBUILD instructions of the image, and keep of the
 // config only what it knows.
 type conversion struct {

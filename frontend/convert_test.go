@@ -45,6 +45,7 @@ func TestRequestsToConvert(t *testing.T) {
 		"no reference":              {req: asking("a", converting("")), err: "reference of an image"},
 		"with RUN steps":            {req: asking("a", converting("app", "", "run")), err: "no RUN steps"},
 		"with a stage":              {req: asking("a", converting("app", "", "entrypoint+stage")), err: "no stages"},
+		"with a stage beside it":    {req: asking("a", converting("app"), estargz("", "stage")), err: "no stages"},
 		"of what is given as LLB":   {req: llb, err: "given as LLB"},
 		"by another compression":    {req: asking("a", map[string]string{attrConvert: "app"})},
 		"an exporter without files": {req: asking("a", estargz("", "none"))},

@@ -160,12 +160,21 @@ func possible(r *profile.Request, attrs map[string]string, req *controlapi.Solve
 		return nil
 	case !usesFrontend(req) && profile.Asked(attrs):
 		return fmt.Errorf("estargz-profile: a build that is given as LLB has no image to run; build with a frontend, or leave the attribute out")
-	case attrs[attrConvert] != "" && profile.Asked(attrs) && (r.Run || r.Stage):
+	case converts(req) && profile.Asked(attrs) && (r.Run || r.Stage):
 		return fmt.Errorf("estargz-profile: an image that is converted has no RUN steps and no stages; give entrypoint or none")
 	case r.Network == profile.HostNetwork && !slices.Contains(req.Entitlements, string(entitlements.EntitlementNetworkHost)):
 		return fmt.Errorf("estargz-profile-network=%s: needs --allow %s", r.Network, entitlements.EntitlementNetworkHost)
 	}
 	return nil
+}
+
+// converts says whether an exporter names an image to convert, which all of them
+// export then.
+func converts(req *controlapi.SolveRequest) bool {
+	return slices.ContainsFunc(exporters(req), func(e exporter) bool {
+		_, given := e.attrs[attrConvert]
+		return given
+	})
 }
 
 // usesFrontend is true of clients that call the frontend later, too.
