@@ -300,11 +300,12 @@ func TestMemoryOfOrdering(t *testing.T) {
 		for i := range n {
 			entries = append(entries, files(i))
 		}
-		blob, _ := write(t, tarOf(t, entries...), estargz.Options{Level: 1})
-		if missing := size - len(blob); missing > 0 {
-			blob, _ = write(t, tarOf(t, append(entries, file("noise", noise(1, missing)))...), estargz.Options{Level: 1})
+		filled := func(n int) []byte {
+			blob, _ := write(t, tarOf(t, append(entries, file("noise", noise(1, n)))...), estargz.Options{Level: 1})
+			return blob
 		}
-		return blob
+		blob := filled(size) // a writer refuses as many files in less
+		return filled(max(0, 2*size-len(blob)))
 	}
 	plain, _ := write(t, honestTar(t, size/41), estargz.Options{Level: 1})
 	require.InEpsilon(t, size, len(plain), 0.05)
@@ -322,6 +323,14 @@ func TestMemoryOfOrdering(t *testing.T) {
 			}
 			return file(fmt.Sprint(i), "").with(xattr("user.x", strings.Repeat("x", 100)))
 		}, 100_000), ""},
+		"implied directories":      {layer(func(i int) tarEntry { return file(fmt.Sprintf("%d/a/b/c/d", i), "") }, 200_000), "another order takes more than"},
+		"names that are not clean": {layer(func(i int) tarEntry { return file(fmt.Sprintf("./%d%s", i, strings.Repeat("x", 4000)), "") }, 30_000), "another order takes more than"},
+		"links that are not clean": {layer(func(i int) tarEntry {
+			if i == 0 {
+				return file(strings.Repeat("x", 4000), "")
+			}
+			return link(fmt.Sprint(i), "./"+strings.Repeat("x", 4000))
+		}, 30_000), "another order takes more than"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := costOf(t, c.blob, true, largeStep)

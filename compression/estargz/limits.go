@@ -136,12 +136,15 @@ func maxOrderMemory(blob int64) int64 { return 32<<20 + 28*min(blob, 1<<50) }
 // contents. A file has 512, or three times as many with xattrs, and 110 of the blob.
 func maxAllHeads(blob int64) int64 { return 8<<20 + 12*min(blob, 1<<50) }
 
-// partSize is what a file of the tar takes while it is brought into another order,
-// without its text and its xattrs.
-const partSize = 640
+// What is taken while a layer is brought into another order.
+const (
+	partSize        = 640 // of a file of the tar, without its text and its xattrs
+	impliedPartSize = 384 // of a directory that has no entry
+)
 
+// memoryOfPart counts a name twice: one that is not clean has a clean copy.
 func memoryOfPart(e *Entry) int64 {
-	return partSize + textOf(e) + int64(len(e.Xattrs))*xattrSize
+	return partSize + textOf(e) + int64(len(e.Name)+len(e.Xattrs)*xattrSize)
 }
 
 // A room is how much more memory may be taken. What is written to it takes as much.

@@ -12,13 +12,21 @@ import (
 
 // A part is one file of a tar: its headers, contents and padding.
 type part struct {
-	name, linkName string   // clean; linkName of hard links only
-	entry          *Entry   // what the headers say; nil for a global header
-	chunks         []*Entry // beyond the first
-	start, end     int64    // in the tar
-	contents       int64    // where they start in the tar; end when there are none
-	replaced       bool     // by a later entry with its name, or a landmark
-	taken          bool
+	name       string   // clean
+	entry      *Entry   // what the headers say; nil for a global header
+	chunks     []*Entry // beyond the first
+	start, end int64    // in the tar
+	contents   int64    // where they start in the tar; end when there are none
+	replaced   bool     // by a later entry with its name, or a landmark
+	taken      bool
+}
+
+// linkName returns the clean name of the file that a hard link shares, "" of others.
+func (f *part) linkName() string {
+	if f.entry.Type != TypeHardlink {
+		return ""
+	}
+	return CleanName(f.entry.LinkName)
 }
 
 type parts struct {
@@ -60,7 +68,12 @@ func scanTar(r io.Reader, listed map[string]*Entry, took *work, room *room) (*pa
 			err = fmt.Errorf("tar entry %.100q: %w", e.Name, room.full)
 		}
 		if err == nil && e != nil {
+			e.Name = CleanName(e.Name)
+			implied := toc.implied
 			_, err = toc.add(e)
+			if err == nil && !room.take(int64(toc.implied-implied)*impliedPartSize) {
+				err = fmt.Errorf("tar entry %.100q: with the directories above it: %w", e.Name, room.full)
+			}
 		}
 		if err != nil {
 			return nil, err
@@ -116,10 +129,7 @@ func (p *parts) add(f *part) {
 	if f.entry == nil {
 		return
 	}
-	f.name = CleanName(f.entry.Name)
-	if f.entry.Type == TypeHardlink {
-		f.linkName = CleanName(f.entry.LinkName)
-	}
+	f.name = f.entry.Name
 	if old := p.byName[f.name]; old != nil {
 		old.replaced = true
 	}
@@ -143,8 +153,8 @@ func (p *parts) check() error {
 		case f.entry == nil || f.entry.Type == TypeReg && isReserved(f.name):
 		case isReserved(f.name), isReserved(rootOf(f.name)):
 			return fmt.Errorf("tar entry %q has a name that eStargz needs for a file of its own; %s", f.entry.Name, fix)
-		case isReserved(f.linkName):
-			return fmt.Errorf("tar entry %q is a hard link to %q, a file that eStargz needs for itself; %s", f.entry.Name, f.linkName, fix)
+		case isReserved(f.linkName()):
+			return fmt.Errorf("tar entry %q is a hard link to %q, a file that eStargz needs for itself; %s", f.entry.Name, f.linkName(), fix)
 		}
 		dir, base := path.Split(f.name)
 		if removed, ok := strings.CutPrefix(base, whiteoutPrefix); ok && p.byName[dir+removed] != nil {
@@ -208,8 +218,8 @@ func (p *parts) take(to []*part, name string) []*part {
 	if name != "" {
 		to = p.takeParents(to, name)
 	}
-	if f.linkName != "" {
-		to = p.take(to, f.linkName)
+	if target := f.linkName(); target != "" {
+		to = p.take(to, target)
 	}
 	return append(to, f)
 }
