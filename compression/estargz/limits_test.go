@@ -1,7 +1,10 @@
 package estargz
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 
@@ -75,4 +78,34 @@ func TestWriterCountsAsReader(t *testing.T) {
 	}
 	_, err := encodeTOC(toc.entries(), toc.implied, 1<<10, nil)
 	require.ErrorContains(t, err, "larger than readers accept, 16826368 bytes for a layer of 1024")
+}
+
+// TestTOCTakesItsRoom: pieces that lines do not fill take room, too.
+func TestTOCTakesItsRoom(t *testing.T) {
+	full := errors.New("full")
+	room := newRoom(64*pieceSize, full)
+	toc := tocJSON{room: room}
+	line := bytes.Repeat([]byte("x"), pieceSize/2+1)
+	var err error
+	for err == nil {
+		err = toc.append(line)
+		held := int64(0)
+		for _, p := range toc.pieces {
+			held += int64(cap(p))
+		}
+		require.LessOrEqual(t, held, 64*pieceSize-room.left.Load())
+	}
+	require.ErrorIs(t, err, full)
+
+	toc = tocJSON{}
+	var want []byte
+	for _, n := range []int{0, 1, pieceSize - 1, pieceSize, 3*pieceSize + 5, 7} {
+		p := bytes.Repeat([]byte{byte(n % 251)}, n)
+		require.NoError(t, toc.append(p))
+		want = append(want, p...)
+	}
+	got, err := io.ReadAll(toc.reader())
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(want, got))
+	require.EqualValues(t, len(want), toc.size)
 }

@@ -71,20 +71,24 @@ type tocJSON struct {
 	room   *room // that it takes; nil for any
 }
 
-// pieceSize is how much a piece has room for, if a line does not need more.
 const pieceSize = 256 << 10
 
 func (j *tocJSON) append(p []byte) error {
-	if j.room != nil && !j.room.take(int64(len(p))) {
-		return j.room.full
-	}
-	last := len(j.pieces) - 1
-	if last < 0 || len(p) > cap(j.pieces[last])-len(j.pieces[last]) {
-		j.pieces, last = append(j.pieces, make([]byte, 0, max(pieceSize, len(p)))), last+1
-	}
-	j.pieces[last] = append(j.pieces[last], p...)
 	j.size += int64(len(p))
-	return nil
+	for {
+		if last := len(j.pieces) - 1; last >= 0 {
+			piece := j.pieces[last]
+			n := copy(piece[len(piece):cap(piece)], p)
+			j.pieces[last], p = piece[:len(piece)+n], p[n:]
+		}
+		if len(p) == 0 {
+			return nil
+		}
+		if j.room != nil && !j.room.take(pieceSize) {
+			return j.room.full
+		}
+		j.pieces = append(j.pieces, make([]byte, 0, pieceSize))
+	}
 }
 
 func (j *tocJSON) reader() io.Reader {
