@@ -24,8 +24,9 @@ import (
 // call what is below it within a transaction.
 //
 // It also sees to it that the lazy layers below a snapshot are mounted, or unpacked
-// where they cannot be, when the snapshot is: BuildKit holds locks while it asks how
-// to mount one, and none while it does so.
+// where they cannot be: before a snapshot is made upon them, and otherwise when one is
+// mounted. BuildKit holds locks while it asks how to mount one, and none while it does
+// so, but cannot cancel that.
 type announcing struct {
 	snapshot.Snapshotter
 	layers *lazy.Layers
@@ -43,6 +44,15 @@ func (a *announcing) Prepare(ctx context.Context, key, parent string, opts ...sn
 	var wanted snapshots.Info
 	for _, opt := range opts {
 		if err := opt(&wanted); err != nil {
+			return err
+		}
+	}
+	if wanted.Labels[targetLabel] == "" {
+		below, err := a.lazyBelow(ctx, parent)
+		if err != nil {
+			return err
+		}
+		if err := a.show(ctx, below...); err != nil {
 			return err
 		}
 	}
@@ -116,24 +126,30 @@ func (a *announcing) Mounts(ctx context.Context, key string) (snapshot.Mountable
 }
 
 func (a *announcing) showing(ctx context.Context, m snapshot.Mountable, name string) (snapshot.Mountable, error) {
-	var targets []string
+	below, err := a.lazyBelow(ctx, name)
+	if err != nil || len(below) == 0 {
+		return m, err
+	}
+	// BuildKit keeps what it is given for other builds, which outlive this one.
+	ctx = context.WithoutCancel(ctx)
+	return &showing{Mountable: m, show: func() error { return a.show(ctx, below...) }}, nil
+}
+
+// lazyBelow returns the lazy snapshots below and including one, the lowest first.
+func (a *announcing) lazyBelow(ctx context.Context, name string) ([]string, error) {
+	var below []string
 	for name != "" {
 		info, err := a.Stat(ctx, name)
 		if err != nil {
 			return nil, err
 		}
 		if _, ok := info.Labels[remoteLabel]; ok && info.Kind == snapshots.KindCommitted {
-			targets = append(targets, info.Labels[targetLabel])
+			below = append(below, info.Labels[targetLabel])
 		}
 		name = info.Parent
 	}
-	if len(targets) == 0 {
-		return m, nil
-	}
-	slices.Reverse(targets)
-	// BuildKit keeps what it is given for other builds, which outlive this one.
-	ctx = context.WithoutCancel(ctx)
-	return &showing{Mountable: m, show: func() error { return a.show(ctx, targets...) }}, nil
+	slices.Reverse(below)
+	return below, nil
 }
 
 // A showing Mountable is one upon lazy layers.

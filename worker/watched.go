@@ -136,7 +136,11 @@ func (o *watchedOp) announce(ctx context.Context, g session.Group, results ...so
 		if !ok || ref.ImmutableRef == nil || !o.layers.Any(usedBy(r)) {
 			continue
 		}
-		upon, err := o.cache.New(ctx, ref.ImmutableRef, g) // announces them
+		// New, which announces them, leaks a reference if it has to extract and fails.
+		if err := ref.ImmutableRef.Extract(ctx, g); err != nil {
+			return err
+		}
+		upon, err := o.cache.New(ctx, ref.ImmutableRef, g)
 		if err != nil {
 			return err
 		}
@@ -157,11 +161,11 @@ func (o *watchedOp) CacheMap(ctx context.Context, job solver.JobContext, index i
 		if sum := dep.ComputeDigestFunc; sum != nil {
 			m.Deps[i].ComputeDigestFunc = func(ctx context.Context, r solver.Result, g session.Group) (digest.Digest, error) {
 				end := o.layers.Watch(ctx, usedBy(r), g)
-				err := o.announce(ctx, g, r)
-				if err != nil {
-					return "", end(err)
-				}
 				d, err := sum(ctx, r, g)
+				// What is known already needs no registry.
+				if err != nil && ctx.Err() == nil && o.announce(ctx, g, r) == nil {
+					d, err = sum(ctx, r, g)
+				}
 				return d, end(err)
 			}
 		}

@@ -65,10 +65,6 @@ type Source struct {
 // are. Reads that wait for a registry try again at once if there are new ones.
 func (b *Blob) Add(sources ...Source) { b.roster.add(sources) }
 
-// Abandoned says whether the blob had sources with a reader, and all those readers have
-// ended.
-func (b *Blob) Abandoned() bool { return b.roster.abandoned() }
-
 // Probe says whether some host gives anything of the blob to a reader of its
 // sources. It is one small request, made again like any other, and has the
 // priority Wanted.

@@ -150,14 +150,6 @@ func (r *roster) living() []*place {
 	return slices.Clone(r.places)
 }
 
-// abandoned says whether the blob had readers, and all have ended.
-func (r *roster) abandoned() bool {
-	living := r.living()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.ended && !slices.ContainsFunc(living, func(p *place) bool { return p.Alive != nil })
-}
-
 // nobody says why there is no host to ask.
 func (r *roster) nobody() error {
 	r.mu.Lock()

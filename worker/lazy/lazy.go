@@ -300,16 +300,14 @@ func (l *Layers) Mount(id, dir string, labels map[string]string) error {
 	if err != nil {
 		return err
 	}
-	m.server, err = lazyfs.Mount(dir, layer, l.fsOptions())
+	if m.server, err = lazyfs.Mount(dir, layer, l.fsOptions()); err != nil {
+		defer l.release(id)
+		if lazyfs.Empty(layer) {
+			m.empty = true
+			err = lazyfs.Unpack(context.Background(), dir, layer, l.fsOptions(), l.space.has)
+		}
+	}
 	l.enter(dir, m)
-	if err == nil {
-		return nil
-	}
-	defer l.release(id)
-	if lazyfs.Empty(layer) {
-		m.empty = true
-		return lazyfs.Unpack(context.Background(), dir, layer, l.fsOptions(), l.space.has)
-	}
 	return err
 }
 

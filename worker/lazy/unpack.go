@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/continuity/fs"
@@ -45,38 +44,15 @@ func (l *Layers) Unpacking(ctx context.Context, labels map[string]string, why er
 }
 
 // Unpack writes the files of a layer into a directory. What is missing of them is
-// fetched with the credentials of the builds that it is announced to, for as long as
-// one of them goes on.
+// fetched with the credentials of the builds that it is announced to.
 func (l *Layers) Unpack(ctx context.Context, id, dir string, labels map[string]string) error {
 	layer, err := l.acquire(id, labels)
 	if err != nil {
 		return err
 	}
 	defer l.release(id)
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go func() {
-		tick := time.NewTicker(abandonedInterval)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-				if layer.blob.Abandoned() && !l.watched(layer.Key().Blob) {
-					cancel(errAbandoned)
-				}
-			}
-		}
-	}()
 	return lazyfs.Unpack(ctx, dir, layer, l.fsOptions(), l.space.has)
 }
-
-// abandonedInterval is how often it is asked whether somebody waits for a layer that
-// is unpacked. To mount it in a build's step takes no context that would end.
-const abandonedInterval = time.Second
-
-var errAbandoned = errors.New("the builds that wanted the layer have ended")
 
 // Unpacked says whether the files of a layer stand in a directory.
 func (l *Layers) Unpacked(dir string) bool {

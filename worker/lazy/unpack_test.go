@@ -1,12 +1,9 @@
 package lazy
 
 import (
-	"context"
-	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -39,33 +36,4 @@ func TestUnpackAnnounced(t *testing.T) {
 	require.NoError(t, l.Unmount(dir))
 	require.Empty(t, l.mounted)
 	require.Empty(t, l.blobs)
-}
-
-// It ends with the last of those builds, also if anybody may read the layer.
-func TestUnpackAbandoned(t *testing.T) {
-	p := servePrivate(t, 3)
-	l, id, dir := unmountable(t, p)
-	p.set("", true, true)
-	asked := make(chan struct{}, 1)
-	p.mu.Lock()
-	p.hold = func(r *http.Request) {
-		select {
-		case asked <- struct{}{}:
-			<-r.Context().Done()
-		default:
-		}
-	}
-	p.mu.Unlock()
-	ended := make(chan error, 1)
-	go func() { ended <- l.Unpack(context.Background(), id, t.TempDir(), p.labels("")) }()
-	for len(asked) == 0 { // the channel stays full, so that only one is held
-		time.Sleep(time.Millisecond)
-	}
-	p.set("right", true, false)
-	require.ErrorIs(t, <-ended, errAbandoned)
-
-	p.set("second", true, true)
-	require.NoError(t, l.Announce(t.Context(), p.labels("second")))
-	require.NoError(t, l.Unpack(t.Context(), id, t.TempDir(), p.labels("")))
-	require.NoError(t, l.Unmount(dir))
 }

@@ -70,16 +70,6 @@ func (l *Layers) successors(ended string, blob digest.Digest) []string {
 	return living
 }
 
-// watched says whether a vertex of a build that goes on uses the blob.
-func (l *Layers) watched(blob digest.Digest) bool {
-	l.mu.Lock()
-	watches := slices.Collect(maps.Keys(l.watches))
-	l.mu.Unlock()
-	return slices.ContainsFunc(watches, func(w *watch) bool {
-		return w.uses(blob) && slices.ContainsFunc(w.see(), l.opts.Alive)
-	})
-}
-
 func (l *Layers) waits() map[*layer]int64 {
 	waits := map[*layer]int64{}
 	l.each(func(mounted *layer) { waits[mounted] = mounted.Stats().Misses })
