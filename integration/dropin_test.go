@@ -316,6 +316,36 @@ func TestUnpackingHoldsUpNobody(t *testing.T) {
 	g.requireLazy(t, name)
 }
 
+// A layer that cannot be unpacked fails the build that merges upon it, not the daemon.
+func TestUnpackingFailsBelowMerge(t *testing.T) {
+	needs(t)
+	name := pushLazy(t)
+	g := newGate(t)
+	linking := func(content string) string {
+		return writeFiles(t, map[string]string{"new": content, "Dockerfile": "FROM " + g.address + "/" + name + "\nCOPY --link new /\nRUN cat /new /small/3\n"})
+	}
+	d := startLazy(t, onDemand)
+	d.build(t, linking("one\n"))
+	d.Kill()
+	d.Binary = withoutFUSE(t)
+	d.start(t)
+	g.do(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Range") == "bytes=0-0" { // by which a build shows its rights
+			g.forward.ServeHTTP(w, r)
+			return
+		}
+		http.Error(w, "gone", http.StatusNotFound)
+	})
+	_, err := d.tryBuild(t, linking("two\n"))
+	require.ErrorContains(t, err, "it is not unpacked")
+	require.ErrorContains(t, err, g.address)
+	g.do(nil)
+	p := d.build(t, linking("three\n"))
+	require.Contains(t, p.logs.String(), "three\n3\n")
+	require.Contains(t, p.logs.String(), "cannot be mounted, it and others like it are unpacked: ")
+	g.requireLazy(t, name)
+}
+
 // parts are the directories in which layers are being unpacked.
 func (d *daemon) parts(t *testing.T) []string {
 	t.Helper()
