@@ -236,9 +236,24 @@ func (s *sandbox) overOnRing(over time.Duration) *atomic.Int32 {
 		select {
 		case tick <- time.Now():
 		case <-s.t.Context().Done():
+		case <-time.After(patience):
+			s.t.Errorf("nobody has waited for %v to be over, in %v", over, patience)
 		}
 	})
 	return rung
+}
+
+// patience is how long tests wait for what happens at once, but for a slow machine.
+const patience = 2 * time.Minute
+
+// await waits until something is sent to a channel.
+func await[T any](t testing.TB, c <-chan T, what string) {
+	t.Helper()
+	select {
+	case <-c:
+	case <-time.After(patience):
+		t.Fatalf("%s: not in %v", what, patience)
+	}
 }
 
 // never is time.After of a clock that stands still.
@@ -258,7 +273,12 @@ func (s *sandbox) awaitIgnored(name string) {
 		return
 	}
 	mark := fmt.Sprintf("fanotify ino:%x ", st.Ino)
+	start := time.Now()
 	for !slices.ContainsFunc(fanotifies(), func(marks string) bool { return strings.Contains(marks, mark) }) {
+		if time.Since(start) > patience {
+			s.t.Errorf("the watch has not ignored %s in %v", name, patience)
+			return
+		}
 		time.Sleep(time.Millisecond)
 	}
 }
@@ -298,7 +318,13 @@ func (s *sandbox) runContext(ctx context.Context, opts Options, args ...string) 
 		e = &recording{Executor: e, opts: *bound, tracepoints: keepTracepoints, after: s.after}
 		mounts = append(slices.Clone(mounts), executor.Mount{Src: bind(s.out), Dest: OutputDir})
 	}
+	late := fmt.Errorf("%v has not ended in %v", args, patience)
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, late)
+	defer cancel()
 	_, err := e.Run(ctx, "", executor.Mount{Src: s}, mounts, executor.ProcessInfo{Meta: meta, Stdout: &s.stdout, Stderr: &s.stderr}, nil)
+	if context.Cause(ctx) == late {
+		return late
+	}
 	return err
 }
 

@@ -220,7 +220,7 @@ func TestCancelledBuild(t *testing.T) {
 		cancel()
 	})
 	err := s.runContext(ctx, Options{IgnoreExit: true}, "sh", "-c", ringBell+"; sleep 4711")
-	<-canceled
+	await(t, canceled, "the process has rung and was cancelled")
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}

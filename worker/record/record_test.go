@@ -140,7 +140,7 @@ func TestNothingToLeaveBehind(t *testing.T) {
 		}
 	})
 	s.record(Options{}, "sh", "-c", knock)
-	<-looked
+	await(t, looked, "the process has rung and its mounts were looked at")
 	if len(during) != 2 || during[0] != s.merged || filepath.Base(during[1]) != "rootfs" {
 		t.Errorf("mounted while recording: %q, want %s and the container's root", during, s.merged)
 	}
