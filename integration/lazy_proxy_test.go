@@ -209,12 +209,15 @@ func (g *gate) wrongRange(w http.ResponseWriter, r *http.Request) {
 	g.forward.ServeHTTP(w, r)
 }
 
+// isProbe says whether a request asks for one byte, to see whether a build may read.
+func isProbe(r *http.Request) bool { return r.Header.Get("Range") == "bytes=0-0" }
+
 // holdContents holds the requests for contents of layers until answer is closed, and
 // sends to asked for each. It lets those through by which a build shows its rights.
 func (g *gate) holdContents() (asked <-chan struct{}, answer chan struct{}) {
 	requests, answer := make(chan struct{}, 1000), make(chan struct{})
 	g.do(func(w http.ResponseWriter, r *http.Request) {
-		if of := r.Header.Get("Range"); of != "bytes=0-0" && !strings.HasPrefix(of, "bytes=-") {
+		if !isProbe(r) && !strings.HasPrefix(r.Header.Get("Range"), "bytes=-") {
 			requests <- struct{}{}
 			select {
 			case <-answer:
