@@ -96,17 +96,15 @@ func (image exportImage) measure(ctx context.Context, c *config, into *results) 
 	defer func() { err = errors.Join(err, prepared.stop()) }()
 	tars := filepath.Join(c.work, "tars")
 	defer os.RemoveAll(tars)
-	for run := range c.runs {
-		for _, who := range image.contenders {
-			r, err := measure(ctx, c, prepared.root(), tars, image.target, who)
-			if err != nil {
-				return fmt.Errorf("%s: %w", who.name, err)
-			}
-			log.Printf("run %d of %d, %s, %s, %s: %.1fs, %.1f MB", run+1, c.runs, image.target, who.name, who.compression, r.wall.Seconds(), megabytes(r.layers))
-			into.add(cmp.Or(who.work, image.what), who.name, r.readings()...)
+	return turns(c.runs, image.contenders, func(run int, who contender) error {
+		r, err := measure(ctx, c, prepared.root(), tars, image.target, who)
+		if err != nil {
+			return fmt.Errorf("%s: %w", who.name, err)
 		}
-	}
-	return nil
+		log.Printf("run %d of %d, %s, %s, %s: %.1fs, %.1f MB", run, c.runs, image.target, who.name, who.compression, r.wall.Seconds(), megabytes(r.layers))
+		into.add(cmp.Or(who.work, image.what), who.name, r.readings()...)
+		return nil
+	})
 }
 
 // prepare builds a target with the stock daemon, and returns the daemon, which

@@ -33,20 +33,20 @@ func idle(ctx context.Context, c *config) ([]section, error) {
 		{name: ourName, binary: "buildkitd-esgz"},
 		{name: ourName + ", lazy", binary: "buildkitd-esgz", flags: []string{"--oci-worker-snapshotter=stargz"}},
 	}
-	for round := range c.runs + 1 {
-		for at := range idlers {
-			// Who comes first changes from round to round.
-			i := idlers[(round+at)%len(idlers)]
-			s, err := i.start(ctx, c)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", i.name, err)
-			}
-			if round == 0 {
-				continue
-			}
-			log.Printf("round %d of %d, %s: %.3f s, %.1f MiB", round, c.runs, i.name, s.took.Seconds(), float64(s.memory)/(1<<20))
-			all.add("idle", i.name, wall(s.took), bytesIn("resident", s.memory))
+	err := turns(c.runs+1, idlers, func(run int, i *idler) error {
+		s, err := i.start(ctx, c)
+		if err != nil {
+			return fmt.Errorf("%s: %w", i.name, err)
 		}
+		if run == 1 {
+			return nil
+		}
+		log.Printf("run %d of %d, %s: %.3f s, %.1f MiB", run-1, c.runs, i.name, s.took.Seconds(), float64(s.memory)/(1<<20))
+		all.add("idle", i.name, wall(s.took), bytesIn("resident", s.memory))
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return []section{all.section("A daemon without builds", "Time is until the first answer to a client, memory three seconds later.")}, nil
 }

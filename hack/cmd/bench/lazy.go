@@ -93,15 +93,17 @@ func coldBuilds(ctx context.Context, c *config, r *registry, link shaped.Link) (
 		{who: eager, tag: "gzip", commands: readAll},
 		{who: ourLazy, tag: "plain", commands: readAll},
 	}
-	for run := range c.runs {
-		for _, j := range jobs {
-			p, err := j.cold(ctx, c, line)
-			if err != nil {
-				return s, fmt.Errorf("%s, %s: %w", j.who.name, j.tag, err)
-			}
-			log.Printf("run %d of %d, %s, %s, %.12s: %.1fs, %.1f MB, %d requests", run+1, c.runs, j.who.name, j.tag, j.commands, p.wall.Seconds(), float64(p.bytes)/1e6, p.requests)
-			all.add(j.commands, j.who.name+" "+j.tag, wall(p.wall), bytesIn("fetched", p.bytes), reading{float64(p.requests), "requests"})
+	err = turns(c.runs, jobs, func(run int, j *job) error {
+		p, err := j.cold(ctx, c, line)
+		if err != nil {
+			return fmt.Errorf("%s, %s: %w", j.who.name, j.tag, err)
 		}
+		log.Printf("run %d of %d, %s, %s, %.12s: %.1fs, %.1f MB, %d requests", run, c.runs, j.who.name, j.tag, j.commands, p.wall.Seconds(), float64(p.bytes)/1e6, p.requests)
+		all.add(j.commands, j.who.name+" "+j.tag, wall(p.wall), bytesIn("fetched", p.bytes), reading{float64(p.requests), "requests"})
+		return nil
+	})
+	if err != nil {
+		return s, err
 	}
 	return all.section(title), nil
 }

@@ -44,14 +44,13 @@ var warms = []warm{
 // to read it.
 func warmBuilds(ctx context.Context, c *config, r *registry) (s section, err error) {
 	all := &results{}
-	for run := range c.runs {
-		log.Printf("run %d of %d, what is here already", run+1, c.runs)
-		if err := measureWarm(ctx, c, r, eager, "gzip", all); err != nil {
-			return s, err
-		}
-		if err := measureWarm(ctx, c, r, ourLazy, "plain", all); err != nil {
-			return s, err
-		}
+	tags := map[puller]string{eager: "gzip", ourLazy: "plain"}
+	err = turns(c.runs, []puller{eager, ourLazy}, func(run int, who puller) error {
+		log.Printf("run %d of %d, %s, what is here already", run, c.runs, who.name)
+		return measureWarm(ctx, c, r, who, tags[who], all)
+	})
+	if err != nil {
+		return s, err
 	}
 	return all.section("Everything is here, and is read"), nil
 }

@@ -29,16 +29,18 @@ func size(ctx context.Context, c *config) ([]section, error) {
 		return nil, err
 	}
 	all := &results{}
-	for run := range c.runs {
-		for _, l := range images {
-			r, err := l.export(ctx, c)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", l.name, err)
-			}
-			log.Printf("run %d of %d, %s: %.1fs, %d MiB", run+1, c.runs, l.name, r.wall.Seconds(), r.memory>>20)
-			mib := float64(int64(l.gib)<<30+base.Size()) / (1 << 20) // the base is a layer of every image
-			all.add("export", l.name, append(r.readings(), reading{mib / r.wall.Seconds(), "MiB/s"})...)
+	err = turns(c.runs, images, func(run int, l *large) error {
+		r, err := l.export(ctx, c)
+		if err != nil {
+			return fmt.Errorf("%s: %w", l.name, err)
 		}
+		log.Printf("run %d of %d, %s: %.1fs, %d MiB", run, c.runs, l.name, r.wall.Seconds(), r.memory>>20)
+		mib := float64(int64(l.gib)<<30+base.Size()) / (1 << 20) // the base is a layer of every image
+		all.add("export", l.name, append(r.readings(), reading{mib / r.wall.Seconds(), "MiB/s"})...)
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return []section{all.section("Large layers, exported by "+ourName, "What is read comes from the disk, not from the page cache.")}, nil
 }

@@ -47,15 +47,17 @@ func whole(ctx context.Context, c *config) (sections []section, err error) {
 		{name: ourName + ", profiled", travel: direct("estargz")},
 		{name: ourName + ", not profiled", travel: direct("estargz,estargz-profile=none")},
 	}
-	for run := range c.runs {
-		for _, route := range routes {
-			t, err := route.once(ctx, c, prepared.root())
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", route.name, err)
-			}
-			log.Printf("run %d of %d, %s: %.1fs, workload %.1fs", run+1, c.runs, route.name, t.all().Seconds(), t.workload.Seconds())
-			all.add("python", route.name, wall(t.own()), reading{float64(t.workload), "workload-ns/op"})
+	err = turns(c.runs, routes, func(run int, route *route) error {
+		t, err := route.once(ctx, c, prepared.root())
+		if err != nil {
+			return fmt.Errorf("%s: %w", route.name, err)
 		}
+		log.Printf("run %d of %d, %s: %.1fs, workload %.1fs", run, c.runs, route.name, t.all().Seconds(), t.workload.Seconds())
+		all.add("python", route.name, wall(t.own()), reading{float64(t.workload), "workload-ns/op"})
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return []section{all.section("A Python application, from built to pushed", "The workload's own time is taken out.")}, nil
 }
