@@ -327,14 +327,18 @@ func (c *conversion) image(ctx context.Context, p ocispecs.Platform) (*converted
 	if !samePlatform(is, p) {
 		return nil, fmt.Errorf("%s is for %s, not for %s: choose what it has with --platform", c.source, platforms.Format(is), platforms.Format(p))
 	}
-	if one.config, err = found.withHistory(); err != nil {
-		return nil, err
-	}
 	manifest, err := images.Manifest(ctx, c.content, found.root, only)
 	if err != nil {
 		return nil, err
 	}
+	// Without any diffIDs it would pass for an image without layers.
+	if ids := len(found.config.RootFS.DiffIDs); ids != len(manifest.Layers) {
+		return nil, fmt.Errorf("%s for %s: the number of diffIDs in the config (rootfs.diff_ids, %d) is not that of layers in the manifest (%d)", found.ref, platforms.Format(p), ids, len(manifest.Layers))
+	}
 	one.annotations = manifest.Annotations
+	if one.config, err = found.withHistory(); err != nil {
+		return nil, err
+	}
 	one.ref, err = c.files(ctx, found, p)
 	return one, err
 }

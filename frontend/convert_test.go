@@ -120,7 +120,9 @@ func newImageBridge(t *testing.T, ps ...ocispecs.Platform) *imageBridge {
 		config := ocispecs.Image{Platform: p, Config: ocispecs.ImageConfig{Cmd: []string{"serve"}}}
 		config.RootFS.DiffIDs = []digest.Digest{digest.FromString(p.Architecture)}
 		of := b.add(t, config)
-		manifest := b.add(t, ocispecs.Manifest{MediaType: ocispecs.MediaTypeImageManifest, Config: ocispecs.Descriptor{Digest: of}})
+		manifest := b.add(t, ocispecs.Manifest{
+			MediaType: ocispecs.MediaTypeImageManifest, Config: ocispecs.Descriptor{Digest: of}, Layers: []ocispecs.Descriptor{{}},
+		})
 		index.Manifests = append(index.Manifests, ocispecs.Descriptor{
 			MediaType: ocispecs.MediaTypeImageManifest, Digest: manifest, Size: int64(len(b.blobs[manifest])), Platform: &p,
 		})
@@ -216,6 +218,18 @@ func TestConvertPlatforms(t *testing.T) {
 	b.configs["linux/amd64"] = b.configs["linux/386"]
 	_, err := b.convert(t, map[string]string{"platform": "linux/amd64"})
 	require.ErrorContains(t, err, "is for linux/386, not for linux/amd64")
+}
+
+// A config that does not say what its layers unpack to is not one of an image without
+// layers.
+func TestConvertLacksDiffIDs(t *testing.T) {
+	for diffIDs, number := range map[string]string{`[]`: "0", `null`: "0", `["sha256:a","sha256:b"]`: "2"} {
+		b := newImageBridge(t, amd64)
+		b.configs["linux/amd64"] = []byte(`{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":` + diffIDs + `}}`)
+		_, err := b.convert(t, map[string]string{})
+		require.ErrorContains(t, err, attrConvert+": docker.io/library/app:latest@"+b.root.String()+" for linux/amd64: ")
+		require.ErrorContains(t, err, "(rootfs.diff_ids, "+number+") is not that of layers in the manifest (1)")
+	}
 }
 
 func TestConvertRefuses(t *testing.T) {
