@@ -40,6 +40,7 @@ type conversion struct {
 	imports []frontend.CacheOptionsEntry
 	noCache bool
 	sid     string
+	left    []string // what is left out of an index, and why
 }
 
 // parseSource returns an attribute's value as a reference with a tag or a digest.
@@ -99,6 +100,14 @@ func importsOf(opt map[string]string) (imports []frontend.CacheOptionsEntry, err
 	return imports, nil
 }
 
+// A part of the source is its image for one platform.
+type part struct {
+	platform ocispecs.Platform
+	ref      string // the source, or one manifest of its index
+	// inIndex are annotations that the index has for that manifest.
+	inIndex map[string]string
+}
+
 // result has an image for each of the platforms, which are separated by commas.
 // Without any it is all that the source has.
 func (c *conversion) result(ctx context.Context, wanted string, many bool) (*frontend.Result, error) {
@@ -127,7 +136,11 @@ func (c *conversion) result(ctx context.Context, wanted string, many bool) (*fro
 			return nil
 		})
 	}
-	if err := eg.Wait(); err != nil {
+	err = eg.Wait()
+	if err == nil {
+		err = c.warn(ctx, res)
+	}
+	if err != nil {
 		release(ctx, res)
 		return nil, err
 	}
@@ -139,8 +152,9 @@ func (c *conversion) result(ctx context.Context, wanted string, many bool) (*fro
 	return res, nil
 }
 
-// choose returns the platforms to convert, and the index if the source is one.
-func (c *conversion) choose(ctx context.Context, wanted string) (ps []ocispecs.Platform, index *ocispecs.Index, err error) {
+// choose returns what to convert, and the index if the source is one.
+func (c *conversion) choose(ctx context.Context, wanted string) (chosen []part, index *ocispecs.Index, err error) {
+	var ps []ocispecs.Platform
 	if wanted != "" {
 		if ps, err = platforms.ParseAll(strings.Split(wanted, ",")); err != nil {
 			return nil, nil, fmt.Errorf("platform=%s: %w", wanted, err)
@@ -151,7 +165,7 @@ func (c *conversion) choose(ctx context.Context, wanted string) (ps []ocispecs.P
 	if len(ps) > 0 {
 		first = &ps[0]
 	}
-	found, err := c.resolve(ctx, first)
+	found, err := c.resolve(ctx, c.source, first)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -162,26 +176,17 @@ func (c *conversion) choose(ctx context.Context, wanted string) (ps []ocispecs.P
 			return nil, nil, err
 		}
 	}
+	if first == nil && index != nil {
+		chosen, err = c.partsOf(ctx, index)
+		return chosen, index, err
+	}
 	if first == nil {
-		if ps = platformsOf(index); len(ps) == 0 {
-			ps = []ocispecs.Platform{found.config.Platform}
-		}
+		ps = []ocispecs.Platform{found.config.Platform}
 	}
-	return ps, index, nil
-}
-
-// platformsOf returns the platforms of an index, each once. An attestation in it has
-// the platform unknown/unknown.
-func platformsOf(index *ocispecs.Index) (ps []ocispecs.Platform) {
-	if index == nil {
-		return nil
+	for _, p := range ps {
+		chosen = append(chosen, part{platform: p, ref: c.source})
 	}
-	for _, m := range index.Manifests {
-		if m.Platform != nil && m.Platform.OS != "unknown" {
-			ps = append(ps, *m.Platform)
-		}
-	}
-	return unique(ps)
+	return chosen, index, nil
 }
 
 // unique returns platforms without those that mean the same as one before.
@@ -206,20 +211,21 @@ type resolved struct {
 }
 
 // resolve asks for the image of a platform, nil for that of this builder.
-func (c *conversion) resolve(ctx context.Context, p *ocispecs.Platform) (*resolved, error) {
+func (c *conversion) resolve(ctx context.Context, ref string, p *ocispecs.Platform) (*resolved, error) {
 	opt := sourceresolver.Opt{
-		LogName:  fmt.Sprintf("[internal] load config of %s", c.source),
+		LogName:  fmt.Sprintf("[internal] load config of %s", ref),
 		ImageOpt: &sourceresolver.ResolveImageOpt{Platform: p, ResolveMode: c.mode},
 	}
 	if p != nil {
 		opt.LogName += " for " + platforms.Format(*p)
 	}
 	const scheme = srctypes.DockerImageScheme + "://"
-	answer, err := c.bridge.ResolveSourceMetadata(ctx, &pb.SourceOp{Identifier: scheme + c.source}, opt)
+	answer, err := c.bridge.ResolveSourceMetadata(ctx, &pb.SourceOp{Identifier: scheme + ref}, opt)
 	if err != nil {
 		return nil, explained(err, p)
 	}
-	ref, isImage := strings.CutPrefix(answer.Op.GetIdentifier(), scheme) // a source policy may have changed it
+	var isImage bool
+	ref, isImage = strings.CutPrefix(answer.Op.GetIdentifier(), scheme) // a source policy may have changed it
 	if !isImage || answer.Image == nil {
 		return nil, fmt.Errorf("%s is not an image of a registry", answer.Op.GetIdentifier())
 	}
@@ -303,14 +309,15 @@ type converted struct {
 	inIndex     map[string]string // annotations that the index has for the manifest
 }
 
-// image returns the source's image for a platform.
-func (c *conversion) image(ctx context.Context, p ocispecs.Platform) (*converted, error) {
-	found, err := c.resolve(ctx, &p)
+// image returns one of the source's images.
+func (c *conversion) image(ctx context.Context, of part) (*converted, error) {
+	p := of.platform
+	found, err := c.resolve(ctx, of.ref, &p)
 	if err != nil {
 		return nil, err
 	}
 	only := platforms.Only(p)
-	one := &converted{platform: platforms.Normalize(p)}
+	one := &converted{platform: platforms.Normalize(p), inIndex: of.inIndex}
 	is := found.config.Platform
 	if images.IsIndexType(found.root.MediaType) {
 		var index ocispecs.Index
@@ -319,13 +326,16 @@ func (c *conversion) image(ctx context.Context, p ocispecs.Platform) (*converted
 		}
 		// The platform in the index counts: configs may lack the variant.
 		if m := taken(&index, only); m != nil {
-			is, one.inIndex = *m.Platform, m.Annotations
+			one.inIndex = m.Annotations
+			if m.Platform != nil {
+				is = *m.Platform
+			}
 		}
 	}
 	// BuildKit takes images of compatible platforms too. The result would have a name
 	// that its programs do not fit.
 	if !samePlatform(is, p) {
-		return nil, fmt.Errorf("%s is for %s, not for %s: choose what it has with --platform", c.source, platforms.Format(is), platforms.Format(p))
+		return nil, fmt.Errorf("%s is for %s, not for %s: choose what it has with --platform", of.ref, platforms.Format(is), platforms.Format(p))
 	}
 	manifest, err := images.Manifest(ctx, c.content, found.root, only)
 	if err != nil {
@@ -343,12 +353,22 @@ func (c *conversion) image(ctx context.Context, p ocispecs.Platform) (*converted
 	return one, err
 }
 
-// taken returns the manifest of an index that is taken for a platform.
+// taken returns the manifest of an index that BuildKit takes for a platform: the best
+// of those that name one, or else the first that names none.
 func taken(index *ocispecs.Index, only platforms.MatchComparer) (best *ocispecs.Descriptor) {
+	var unnamed *ocispecs.Descriptor
 	for i, m := range index.Manifests {
-		if m.Platform != nil && only.Match(*m.Platform) && (best == nil || only.Less(*m.Platform, *best.Platform)) {
+		switch {
+		case m.Platform == nil:
+			if unnamed == nil {
+				unnamed = &index.Manifests[i]
+			}
+		case only.Match(*m.Platform) && (best == nil || only.Less(*m.Platform, *best.Platform)):
 			best = &index.Manifests[i]
 		}
+	}
+	if best == nil {
+		return unnamed
 	}
 	return best
 }

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -101,6 +104,9 @@ type blob struct{ *bytes.Reader }
 func (blob) Close() error { return nil }
 
 func (b *imageBridge) ResolveSourceMetadata(_ context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+	if _, at, _ := strings.Cut(op.Identifier, "@"); at != "" && at != b.root.String() {
+		return b.resolveManifest(op, digest.Digest(at))
+	}
 	id := ""
 	if p := opt.ImageOpt.Platform; p != nil {
 		id = platforms.FormatAll(*p)
@@ -112,21 +118,43 @@ func (b *imageBridge) ResolveSourceMetadata(_ context.Context, op *pb.SourceOp, 
 	return &sourceresolver.MetaResponse{Op: op, Image: &sourceresolver.ResolveImageResponse{Digest: b.root, Config: config}}, nil
 }
 
+// resolveManifest answers for a manifest by its own digest.
+func (b *imageBridge) resolveManifest(op *pb.SourceOp, d digest.Digest) (*sourceresolver.MetaResponse, error) {
+	var manifest ocispecs.Manifest
+	if err := json.Unmarshal(b.blobs[d], &manifest); err != nil {
+		return nil, errdefs.ErrNotFound
+	}
+	if !images.IsConfigType(manifest.Config.MediaType) {
+		return nil, errors.New("encountered unknown type; children may not be fetched")
+	}
+	return &sourceresolver.MetaResponse{Op: op, Image: &sourceresolver.ResolveImageResponse{Digest: d, Config: b.blobs[manifest.Config.Digest]}}, nil
+}
+
+// addImage adds the manifest and the config of an image.
+func (b *imageBridge) addImage(t *testing.T, p ocispecs.Platform) (manifest ocispecs.Descriptor, config []byte) {
+	c := ocispecs.Image{Platform: p, Config: ocispecs.ImageConfig{Cmd: []string{"serve"}}}
+	c.RootFS.DiffIDs = []digest.Digest{digest.FromString(p.Architecture)}
+	of := b.add(t, c)
+	return b.addManifest(t, ocispecs.Manifest{
+		Config: ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageConfig, Digest: of}, Layers: []ocispecs.Descriptor{{}},
+	}), b.blobs[of]
+}
+
+func (b *imageBridge) addManifest(t *testing.T, m ocispecs.Manifest) ocispecs.Descriptor {
+	m.MediaType = ocispecs.MediaTypeImageManifest
+	d := b.add(t, m)
+	return ocispecs.Descriptor{MediaType: m.MediaType, Digest: d, Size: int64(len(b.blobs[d]))}
+}
+
 // newImageBridge has an index with an image for each of the platforms.
 func newImageBridge(t *testing.T, ps ...ocispecs.Platform) *imageBridge {
 	b := &imageBridge{fakeBridge: &fakeBridge{t: t}, blobs: blobs{}, configs: map[string][]byte{}}
 	index := ocispecs.Index{MediaType: ocispecs.MediaTypeImageIndex}
 	for _, p := range ps {
-		config := ocispecs.Image{Platform: p, Config: ocispecs.ImageConfig{Cmd: []string{"serve"}}}
-		config.RootFS.DiffIDs = []digest.Digest{digest.FromString(p.Architecture)}
-		of := b.add(t, config)
-		manifest := b.add(t, ocispecs.Manifest{
-			MediaType: ocispecs.MediaTypeImageManifest, Config: ocispecs.Descriptor{Digest: of}, Layers: []ocispecs.Descriptor{{}},
-		})
-		index.Manifests = append(index.Manifests, ocispecs.Descriptor{
-			MediaType: ocispecs.MediaTypeImageManifest, Digest: manifest, Size: int64(len(b.blobs[manifest])), Platform: &p,
-		})
-		b.configs[platforms.FormatAll(p)] = b.blobs[of]
+		manifest, config := b.addImage(t, p)
+		manifest.Platform = &p
+		index.Manifests = append(index.Manifests, manifest)
+		b.configs[platforms.FormatAll(p)] = config
 	}
 	b.configs[""] = b.configs[platforms.FormatAll(amd64)]
 	b.root = b.add(t, index)
@@ -274,18 +302,62 @@ func TestConvertedHistory(t *testing.T) {
 	}
 }
 
-func TestPlatformsOfIndex(t *testing.T) {
-	at := func(ps ...*ocispecs.Platform) *ocispecs.Index {
-		index := &ocispecs.Index{}
-		for _, p := range ps {
-			index.Manifests = append(index.Manifests, ocispecs.Descriptor{Platform: p})
-		}
-		return index
-	}
+// All that an index has is converted, or else left out with a warning.
+func TestConvertIndex(t *testing.T) {
+	b := newImageBridge(t)
 	v8 := arm64
 	v8.Variant = "v8"
-	attestation := ocispecs.Platform{OS: "unknown", Architecture: "unknown"}
-	require.Empty(t, platformsOf(nil))
-	require.Empty(t, platformsOf(at(nil)))
-	require.Equal(t, []ocispecs.Platform{amd64, v8}, platformsOf(at(&amd64, &attestation, &v8, &arm64, nil)))
+	image := func(p ocispecs.Platform, named *ocispecs.Platform, note string) ocispecs.Descriptor {
+		m, config := b.addImage(t, p)
+		m.Platform, m.Annotations = named, map[string]string{"note": note}
+		if named != nil {
+			b.configs[platforms.FormatAll(p)] = config
+		}
+		return m
+	}
+	s390x, riscv := platforms.MustParse("linux/s390x"), platforms.MustParse("linux/riscv64")
+	attestation := image(ocispecs.Platform{OS: "unknown", Architecture: "unknown"}, &ocispecs.Platform{OS: "unknown", Architecture: "unknown"}, "")
+	own := b.addManifest(t, ocispecs.Manifest{Config: ocispecs.Descriptor{MediaType: "application/vnd.example"}})
+	signature := b.addManifest(t, ocispecs.Manifest{Config: ocispecs.DescriptorEmptyJSON, ArtifactType: "application/vnd.signature"})
+	signature.ArtifactType = "application/vnd.signature"
+	first := image(v8, &v8, "b")
+	second := image(ocispecs.Platform{OS: "linux", Architecture: "arm64", OSVersion: ""}, &arm64, "c")
+	index := ocispecs.Index{MediaType: ocispecs.MediaTypeImageIndex, Manifests: []ocispecs.Descriptor{
+		image(amd64, &amd64, "a"), attestation, first, second, first,
+		image(s390x, nil, "d"), image(riscv, &ocispecs.Platform{}, "e"),
+		image(ocispecs.Platform{}, nil, ""), own, signature,
+	}}
+	b.configs[""], b.root = b.configs["linux/amd64"], b.add(t, index)
+
+	res, err := b.convert(t, map[string]string{})
+	require.NoError(t, err)
+	all, err := exptypes.ParsePlatforms(res.Metadata)
+	require.NoError(t, err)
+	notes := map[string]string{}
+	for _, p := range all.Platforms {
+		notes[p.ID] = string(res.Metadata[exptypes.AnnotationManifestDescriptorKey(&p.Platform, "note")])
+	}
+	require.Equal(t, map[string]string{"linux/amd64": "a", "linux/arm64": "b", "linux/s390x": "d", "linux/riscv64": "e"}, notes)
+	var left []string
+	for _, w := range b.warnings {
+		if strings.HasPrefix(w, attrConvert) {
+			left = append(left, w)
+		}
+	}
+	require.Len(t, left, 4)
+	require.Contains(t, left[0], "it is for linux/arm64, and so is "+first.Digest.String())
+	require.Contains(t, left[1], "neither the index nor its config names a platform")
+	require.Contains(t, left[2], "it is no image, but has a config of type application/vnd.example")
+	require.Contains(t, left[3], "it is no image, but application/vnd.signature")
+}
+
+// An index in an index is not passed over.
+func TestConvertNestedIndex(t *testing.T) {
+	b := newImageBridge(t, amd64)
+	nested := ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageIndex, Digest: b.root, Size: int64(len(b.blobs[b.root]))}
+	b.root = b.add(t, ocispecs.Index{MediaType: ocispecs.MediaTypeImageIndex, Manifests: []ocispecs.Descriptor{nested}})
+	_, err := b.convert(t, map[string]string{})
+	require.ErrorContains(t, err, "has the index "+nested.Digest.String())
+	_, err = b.convert(t, map[string]string{"platform": "linux/amd64"})
+	require.NoError(t, err)
 }

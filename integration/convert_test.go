@@ -79,6 +79,31 @@ func TestConvert(t *testing.T) {
 		require.Zero(t, config.Created.Unix())
 	})
 
+	// An index need not name platforms, and may have what is no image.
+	t.Run("without platforms", func(t *testing.T) {
+		index := ocispecs.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispecs.MediaTypeImageIndex}
+		for _, architecture := range []string{"amd64", "arm64", "s390x"} {
+			desc := plain.pushManifest(t, image+":unnamed-"+architecture, ocispecs.MediaTypeImageManifest, architecture, layers)
+			index.Manifests = append(index.Manifests, desc)
+		}
+		config, err := pushed.PushBlob(t.Context(), image, "application/vnd.example", []byte("{}"))
+		require.NoError(t, err)
+		artifact, err := pushed.PushManifest(t.Context(), image+":artifact", ocispecs.MediaTypeImageManifest, ocispecs.Manifest{
+			Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispecs.MediaTypeImageManifest, Config: config, Layers: []ocispecs.Descriptor{},
+		})
+		require.NoError(t, err)
+		index.Manifests = append(index.Manifests, artifact)
+		_, err = pushed.PushManifest(t.Context(), image+":unnamed", index.MediaType, index)
+		require.NoError(t, err)
+		p := d.build(t, tempDir(t), "--output", estargz(image+":named", "estargz-convert="+image+":unnamed"))
+		var found []string
+		for _, im := range resolve(t, image+":named").Images {
+			found = append(found, platforms.Format(*im.Descriptor.Platform))
+		}
+		require.Equal(t, []string{"linux/amd64", "linux/arm64", "linux/s390x"}, found)
+		require.Contains(t, strings.Join(p.warnings, "\n"), "leaves out manifest "+artifact.Digest.String())
+	})
+
 	t.Run("refused", func(t *testing.T) {
 		for named, args := range map[string][]string{
 			"leave label:a out":           {"estargz-convert=" + image + ":plain", "--label", "a=b"},

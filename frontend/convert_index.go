@@ -1,0 +1,112 @@
+package frontend
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/moby/buildkit/frontend"
+	"github.com/moby/buildkit/solver"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// partsOf returns the images of an index, one for each platform. What else it has is
+// left out with a warning, but for attestations.
+func (c *conversion) partsOf(ctx context.Context, index *ocispecs.Index) (all []part, err error) {
+	from := map[string]ocispecs.Descriptor{} // by platform
+	for _, m := range index.Manifests {
+		one := &part{ref: c.source}
+		switch {
+		case isAttestation(m):
+			continue
+		case isArtifact(m):
+			c.leave(m, "it is no image, but "+m.ArtifactType)
+			continue
+		case namesPlatform(m):
+			one.platform = *m.Platform
+		default:
+			if one, err = c.unnamed(ctx, m); err != nil {
+				return nil, err
+			}
+			if one == nil {
+				continue
+			}
+		}
+		id := idOf(one.platform)
+		if earlier, twice := from[id]; !twice {
+			from[id] = m
+			all = append(all, *one)
+		} else if earlier.Digest != m.Digest {
+			c.leave(m, fmt.Sprintf("it is for %s, and so is %s", id, earlier.Digest))
+		}
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("%s: no manifest of the index is an image: %s", c.source, c.left)
+	}
+	return all, nil
+}
+
+func isAttestation(m ocispecs.Descriptor) bool {
+	return m.Platform != nil && m.Platform.OS == "unknown"
+}
+
+func isArtifact(m ocispecs.Descriptor) bool {
+	return m.ArtifactType != "" && !images.IsConfigType(m.ArtifactType)
+}
+
+func namesPlatform(m ocispecs.Descriptor) bool {
+	return m.Platform != nil && m.Platform.OS != "" && m.Platform.Architecture != ""
+}
+
+// unnamed returns the image of a manifest whose platform the index does not say, nil
+// if it is left out. It is resolved by its own digest: of such manifests BuildKit takes
+// the first one for any platform.
+func (c *conversion) unnamed(ctx context.Context, m ocispecs.Descriptor) (*part, error) {
+	if images.IsIndexType(m.MediaType) {
+		return nil, fmt.Errorf("%s has the index %s in its index: convert that by its digest, or choose platforms with --platform", c.source, m.Digest)
+	}
+	ref, err := pinned(c.source, m.Digest)
+	if err != nil {
+		return nil, err
+	}
+	found, err := c.resolve(ctx, ref, nil)
+	if err != nil {
+		// BuildKit has the manifest by now, and refuses a config that is not an image's.
+		var manifest ocispecs.Manifest
+		if c.read(ctx, m, &manifest) == nil && !images.IsConfigType(manifest.Config.MediaType) {
+			c.leave(m, "it is no image, but has a config of type "+manifest.Config.MediaType)
+			return nil, nil
+		}
+		return nil, err
+	}
+	if p := found.config.Platform; p.OS == "" || p.Architecture == "" {
+		c.leave(m, "neither the index nor its config names a platform")
+		return nil, nil
+	}
+	return &part{platform: found.config.Platform, ref: found.ref, inIndex: m.Annotations}, nil
+}
+
+func (c *conversion) leave(m ocispecs.Descriptor, reason string) {
+	c.left = append(c.left, fmt.Sprintf("%s leaves out manifest %s of %s: %s", attrConvert, m.Digest, c.source, reason))
+}
+
+// warn tells what was left out. Clients show a warning only of a step that was built.
+func (c *conversion) warn(ctx context.Context, res *frontend.Result) error {
+	var refs []solver.ResultProxy
+	_ = res.EachRef(func(ref solver.ResultProxy) error { refs = append(refs, ref); return nil })
+	if len(c.left) == 0 || len(refs) == 0 {
+		return nil
+	}
+	g, err := parse(refs[0].Definition())
+	if err != nil {
+		return err
+	}
+	if _, err := refs[0].Result(ctx); err != nil {
+		return err
+	}
+	for _, msg := range c.left {
+		_ = c.bridge.Warn(ctx, digest.Digest(g.head.Digest), msg, frontend.WarnOpts{})
+	}
+	return nil
+}
