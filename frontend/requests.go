@@ -121,7 +121,7 @@ func (r *Requests) parse(req *controlapi.SolveRequest) (*wish, error) {
 			return nil, err
 		}
 		same := func(other *profile.Request) bool { return reflect.DeepEqual(one, other) }
-		if usesFrontend(req) && !one.None() && !slices.ContainsFunc(w.requests, same) {
+		if usesFrontend(req) && records(one, req) && !slices.ContainsFunc(w.requests, same) {
 			w.requests = append(w.requests, one)
 		}
 	}
@@ -166,6 +166,12 @@ func possible(r *profile.Request, attrs map[string]string, req *controlapi.Solve
 		return fmt.Errorf("estargz-profile-network=%s: needs --allow %s", r.Network, entitlements.EntitlementNetworkHost)
 	}
 	return nil
+}
+
+// records says whether there is anything to record. The operator's default may be
+// the RUN steps, which an image that is converted has none of.
+func records(r *profile.Request, req *controlapi.SolveRequest) bool {
+	return !r.None() && (r.Entrypoint || !converts(req))
 }
 
 // converts says whether an exporter names an image to convert, which all of them

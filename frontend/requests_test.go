@@ -104,6 +104,22 @@ func TestRequestsByDefault(t *testing.T) {
 	}
 }
 
+// The operator's default is also about RUN steps, which a conversion has none of.
+func TestRequestsToConvertByDefault(t *testing.T) {
+	for workloads, wanted := range map[string]int{"run": 0, "entrypoint+run": 1, "entrypoint": 1, "none": 0} {
+		operator := profile.Default()
+		require.NoError(t, operator.SetDefault("estargz-profile", workloads))
+		r := NewRequests("estargz", operator)
+		require.NoError(t, during(t, r, asking("a", converting("app"), estargz()), func(ctx context.Context) {
+			require.NotEmpty(t, r.of(ctx).source)
+			require.Len(t, r.of(ctx).requests, wanted, workloads)
+		}))
+		require.NoError(t, during(t, r, asking("a", converting("app", "", "entrypoint")), func(ctx context.Context) {
+			require.Len(t, r.of(ctx).requests, 1, workloads)
+		}))
+	}
+}
+
 // To write files nothing has to be run.
 func TestRequestsOfFiles(t *testing.T) {
 	for kind, wanted := range map[string]bool{"local": false, "tar": false, "image": true, "oci": true, "docker": true} {
