@@ -76,10 +76,11 @@ func CheckLayer(blob []byte, desc ocispecs.Descriptor, diffID digest.Digest) (*L
 	if err != nil {
 		return nil, err
 	}
-	entries, err := tocEntries(blob)
+	all, err := TOC(blob)
 	if err != nil {
 		return nil, err
 	}
+	entries := slices.DeleteFunc(all, func(e *estargz.TOCEntry) bool { return e.Type == "chunk" || isMeta(e.Name) })
 	if err := sameEntries(headers, entries); err != nil {
 		return nil, err
 	}
@@ -133,9 +134,9 @@ func (l *Layer) checkTar(blob []byte, diffID digest.Digest, toc *estargz.Reader,
 	return all, nil
 }
 
-// tocEntries returns the entries as the TOC has them: the stock reader shows
-// the last one of a name alone, and what a hard link leads to in its place.
-func tocEntries(blob []byte) ([]*estargz.TOCEntry, error) {
+// TOC returns the entries as the TOC has them: the stock reader shows the last
+// one of a name alone, and what a hard link leads to in its place.
+func TOC(blob []byte) ([]*estargz.TOCEntry, error) {
 	sr := io.NewSectionReader(bytes.NewReader(blob), 0, int64(len(blob)))
 	at, footer, err := estargz.OpenFooter(sr)
 	if err != nil {
@@ -145,9 +146,7 @@ func tocEntries(blob []byte) ([]*estargz.TOCEntry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stock ParseTOC: %w", err)
 	}
-	return slices.DeleteFunc(toc.Entries, func(e *estargz.TOCEntry) bool {
-		return e.Type == "chunk" || isMeta(e.Name)
-	}), nil
+	return toc.Entries, nil
 }
 
 // sameEntries compares names and targets one by one: the TOC has every entry of

@@ -155,7 +155,7 @@ func BenchmarkHostile(b *testing.B) {
 		for _, h := range hostileBlobs {
 			blob := h.make(b, mib<<20)
 			for _, step := range hostileSteps {
-				b.Run(fmt.Sprintf("%s/%dMiB/%s", h.name, mib, step.name), func(b *testing.B) {
+				b.Run(fmt.Sprintf("%dMiB/%s/side=%s", mib, step.name, h.name), func(b *testing.B) {
 					var err error
 					peak := peakOf(func() { _ = step.do(b, blob) })
 					for b.Loop() {

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log"
@@ -13,9 +12,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/buildkitd-esgz/buildkitd-esgz/integration/pushed"
 )
 
 // A contender is a daemon with a compression.
@@ -26,26 +22,18 @@ type contender struct {
 	compression string
 }
 
-// A result is what one export took.
-type result struct {
-	wall, cpu time.Duration
-	memory    int64 // peak, bytes
-	layers    int64 // bytes of all of them, compressed
-}
-
-func (r result) readings() []reading {
-	all := []reading{wall(r.wall), {float64(r.cpu), "cpu-ns/op"}, bytesIn("layers", r.layers)}
-	if r.memory > 0 {
-		all = append(all, bytesIn("peak", r.memory))
-	}
-	return all
+// with is the contender with more attributes.
+func (who contender) with(attributes string) contender {
+	who.compression += "," + attributes
+	return who
 }
 
 // An exportImage is one that is exported, by those who can.
 type exportImage struct {
-	target, what string
-	before       string // what the stock daemon has made of it before
-	contenders   []contender
+	target     string
+	title      string
+	before     string // what the stock daemon has made of it before
+	contenders []contender
 }
 
 // notExported is an output for images that are only built.
@@ -60,86 +48,153 @@ var (
 	everybody    = []contender{stockEstargz, stockGzip, stockZstd, pgzipAlone, ourEstargz}
 )
 
-// exportImages are a usual image, layers of one kind, and layers that are
-// compressed already.
-var exportImages = []exportImage{
-	{"demo", "The demo image, Debian with Python and pandas", notExported, everybody},
-	{"small", "60,000 small files of text", notExported, everybody},
-	{"binaries", "Three large files of machine code", notExported, everybody},
-	{"random", "300 MB that cannot be compressed", notExported, everybody},
-	{"demo", "The demo image, converted from gzip layers", "type=image,name=bench,push=false,compression=gzip,oci-mediatypes=true", []contender{stockEstargz, ourEstargz}},
+// export exports a usual image, layers of one kind, and layers that are compressed
+// already.
+func (b *bench) export(ctx context.Context) error {
+	for _, image := range []exportImage{
+		{"demo", "The demo image, Debian with Python and pandas", notExported, everybody},
+		{"small", "60,000 small files of text", notExported, everybody},
+		{"binaries", "Three large files of machine code", notExported, everybody},
+		{"random", "300 MB that cannot be compressed", notExported, everybody},
+		{"demo", "The demo image, converted from gzip layers", "type=image,name=bench,push=false,compression=gzip,oci-mediatypes=true", []contender{stockEstargz, ourEstargz}},
+	} {
+		if err := b.exportAll(ctx, image); err != nil {
+			return fmt.Errorf("%s: %w", image.title, err)
+		}
+	}
+	return nil
 }
 
-// export builds each image once, with the stock daemon. Each measurement then
+// levels exports the demo image at each compression level.
+func (b *bench) levels(ctx context.Context) error {
+	image := exportImage{target: "demo", title: "The demo image, exported at levels 1 to 9", before: notExported}
+	for level := range 9 {
+		for _, who := range []contender{stockEstargz, ourEstargz} {
+			who = who.with(fmt.Sprint("compression-level=", level+1))
+			who.work = fmt.Sprint("level ", level+1)
+			image.contenders = append(image.contenders, who)
+		}
+	}
+	return b.exportAll(ctx, image)
+}
+
+// minChunkSize is what lets files share a gzip member. The stock snapshotter
+// reads such layers, but the library's check of a whole layer refuses them.
+const minChunkSize = "estargz-min-chunk-size="
+
+// chunks exports the demo image with small files in larger gzip members.
+func (b *bench) chunks(ctx context.Context) error {
+	image := exportImage{
+		target: "demo", title: "The demo image, with small files in members of at least so many bytes",
+		before: notExported, contenders: []contender{stockGzip, pgzipAlone, ourEstargz},
+	}
+	for _, bytes := range []int{64 << 10, 1 << 20, 4 << 20} {
+		who := ourEstargz.with(fmt.Sprint(minChunkSize, bytes))
+		who.name = fmt.Sprintf("%s, %s%d", ourName, minChunkSize, bytes)
+		image.contenders = append(image.contenders, who)
+	}
+	return b.exportAll(ctx, image)
+}
+
+// exportAll builds the image once, with the stock daemon. Each measurement then
 // starts a daemon on a copy of that root, so all of them have the very same
 // snapshots to make layers of, and none has made one before; or the very same
 // layers to convert.
 // The Debian base is a stage of the build, not an image from a registry: as such
 // it would come compressed already.
-func export(ctx context.Context, c *config) (sections []section, err error) {
-	for _, image := range exportImages {
-		r := &results{}
-		if err := image.measure(ctx, c, r); err != nil {
-			return nil, fmt.Errorf("%s: %w", image.what, err)
-		}
-		sections = append(sections, r.section(image.what))
-	}
-	return sections, nil
-}
-
-func (image exportImage) measure(ctx context.Context, c *config, into *results) (err error) {
-	log.Printf("building %s, to be exported later", image.target)
-	prepared, err := prepare(ctx, c, image.target, image.before)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, prepared.stop()) }()
-	tars := filepath.Join(c.work, "tars")
+func (b *bench) exportAll(ctx context.Context, image exportImage) error {
+	b.startSection(image.title)
+	tars := filepath.Join(b.work, "tars")
 	defer os.RemoveAll(tars)
-	return turns(c.runs, image.contenders, func(run int, who contender) error {
-		r, err := measure(ctx, c, prepared.root(), tars, image.target, who)
-		if err != nil {
-			return fmt.Errorf("%s: %w", who.name, err)
-		}
-		log.Printf("run %d of %d, %s, %s, %s: %.1fs, %.1f MB", run, c.runs, image.target, who.name, who.compression, r.wall.Seconds(), megabytes(r.layers))
-		into.add(cmp.Or(who.work, image.what), who.name, r.readings()...)
-		return nil
+	return b.withPrepared(ctx, image.target, image.before, func(prepared string) error {
+		return turns(b.runs, image.contenders, func(who contender) (err error) {
+			var r result
+			if who == pgzipAlone {
+				r, err = compressAlone(tars)
+			} else {
+				r, err = b.exportOnce(ctx, prepared, tars, image.target, who)
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", who.name, err)
+			}
+			b.add(cmp.Or(who.work, image.target), who.name, r.readings()...)
+			return nil
+		})
 	})
 }
 
-// prepare builds a target with the stock daemon, and returns the daemon, which
-// has ended, with its root.
-func prepare(ctx context.Context, c *config, target, output string) (*daemon, error) {
-	d, err := startDaemon(ctx, c, "buildkitd", "")
-	if err != nil {
-		return nil, err
-	}
-	if _, err := d.build(ctx, target, output); err != nil {
-		return nil, errors.Join(err, d.stop())
-	}
-	return d, d.Stop()
+// withPrepared builds a target with the stock daemon, which ends, and hands on its
+// root.
+func (b *bench) withPrepared(ctx context.Context, target, output string, do func(root string) error) error {
+	log.Printf("building %s", target)
+	return b.withDaemon(ctx, "buildkitd", "", func(d *daemon) error {
+		if _, err := d.build(ctx, target, output); err != nil {
+			return err
+		}
+		if err := d.Stop(); err != nil {
+			return err
+		}
+		return do(d.root())
+	})
 }
 
-// measure measures one export, or in its stead pgzip over the tars that the
-// first one, of stock gzip, has left.
-func measure(ctx context.Context, c *config, prepared, tars, target string, who contender) (r result, err error) {
-	if who.compression == "pgzip" {
-		return compressAlone(tars)
+func (b *bench) exportOnce(ctx context.Context, prepared, tars, target string, who contender) (r result, err error) {
+	err = b.withDaemon(ctx, who.binary, prepared, func(d *daemon) error {
+		if r, err = d.export(ctx, target, "force-compression=true,compression="+who.compression); err != nil {
+			return err
+		}
+		image, err := readImage(filepath.Join(d.root(), "runc-overlayfs", "content", "blobs"), r.digest)
+		if err != nil {
+			return err
+		}
+		if strings.HasPrefix(who.compression, "estargz") && !strings.Contains(who.compression, minChunkSize) {
+			if err := image.check(); err != nil { // only what is right counts
+				return err
+			}
+		}
+		r.layers = image.layers()
+		if who == stockGzip {
+			return image.unpack(tars)
+		}
+		return nil
+	})
+	return r, err
+}
+
+// A result is what one export took.
+type result struct {
+	digest       digest.Digest
+	wall, cpu    time.Duration
+	idle, memory int64 // before, and at most; bytes
+	layers       int64 // bytes of all of them, compressed
+}
+
+func (r result) readings() []reading {
+	all := []reading{wall(r.wall), {float64(r.cpu), "cpu-ns/op"}}
+	if r.layers > 0 {
+		all = append(all, bytesIn("layers", r.layers))
 	}
-	d, err := startDaemon(ctx, c, who.binary, prepared)
-	if err != nil {
+	if r.memory > 0 {
+		all = append(all, bytesIn("peak", r.memory))
+	}
+	return all
+}
+
+// export builds an image, or takes it from the root when it has been built there,
+// and makes it one of the daemon's.
+func (d *daemon) export(ctx context.Context, target, attributes string, args ...string) (r result, err error) {
+	if err := d.forgetPeak(); err != nil {
 		return r, err
 	}
-	defer func() { err = errors.Join(err, d.stop()) }()
-
+	if r.idle, err = d.peakMemory(); err != nil {
+		return r, err
+	}
 	before, err := d.cpuTime()
 	if err != nil {
 		return r, err
 	}
-	if err := d.forgetPeak(); err != nil {
-		return r, err
-	}
-	image, err := d.export(ctx, target, "force-compression=true,compression="+who.compression)
+	metadata := filepath.Join(d.Dir, "metadata.json")
+	progress, err := d.build(ctx, target, "type=image,name=bench,push=false,oci-mediatypes=true,"+attributes, append(args, "--metadata-file", metadata)...)
 	if err != nil {
 		return r, err
 	}
@@ -147,86 +202,19 @@ func measure(ctx context.Context, c *config, prepared, tars, target string, who 
 	if err != nil {
 		return r, err
 	}
+	r.cpu = after - before
 	if r.memory, err = d.peakMemory(); err != nil {
 		return r, err
 	}
-	r.wall, r.cpu = image.export, after-before
-	blobs := filepath.Join(d.root(), "runc-overlayfs", "content", "blobs")
-	if who.compression == "gzip" && tars != "" {
-		if err := unpackTars(blobs, image.digest, tars); err != nil {
-			return r, err
-		}
+	if r.wall, err = exportTime(progress); err != nil {
+		return r, err
 	}
-	return r, r.weigh(blobs, image.digest, strings.HasPrefix(who.compression, "estargz") && !strings.Contains(who.compression, minChunkSize))
-}
-
-// weigh reads the image from the daemon's store, and checks its layers if it
-// can: only what is right counts.
-func (r *result) weigh(blobs string, dgst digest.Digest, check bool) error {
-	var manifest ocispecs.Manifest
-	var config ocispecs.Image
-	if err := readJSON(blobs, dgst, &manifest); err != nil {
-		return err
+	var answer map[string]struct {
+		Digest digest.Digest `json:"containerimage.digest"`
 	}
-	if err := readJSON(blobs, manifest.Config.Digest, &config); err != nil {
-		return err
-	}
-	for i, desc := range manifest.Layers {
-		r.layers += desc.Size
-		if !check {
-			continue
-		}
-		blob, err := os.ReadFile(blobFile(blobs, desc.Digest))
-		if err != nil {
-			return err
-		}
-		if _, err := pushed.CheckLayer(blob, desc, config.RootFS.DiffIDs[i]); err != nil {
-			return fmt.Errorf("layer %d: %w", i, err)
-		}
-	}
-	return nil
-}
-
-func readJSON(blobs string, dgst digest.Digest, v any) error {
-	raw, err := os.ReadFile(blobFile(blobs, dgst))
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(raw, v)
-}
-
-func blobFile(blobs string, dgst digest.Digest) string {
-	return filepath.Join(blobs, dgst.Algorithm().String(), dgst.Encoded())
-}
-
-// An exported image, and how long the daemon was at it.
-type exported struct {
-	digest digest.Digest
-	export time.Duration
-}
-
-// export builds an image, or takes it from the root when it has been built there,
-// and makes it one of the daemon's.
-func (d *daemon) export(ctx context.Context, target, attributes string, args ...string) (exported, error) {
-	metadata := filepath.Join(d.Dir, "metadata.json")
-	progress, err := d.build(ctx, target, "type=image,name=bench,push=false,oci-mediatypes=true,"+attributes, append(args, "--metadata-file", metadata)...)
-	if err != nil {
-		return exported{}, err
-	}
-	took, err := exportTime(progress)
-	if err != nil {
-		return exported{}, err
-	}
-	var answer map[string]map[string]any
-	raw, err := os.ReadFile(metadata)
-	if err != nil {
-		return exported{}, err
-	}
-	if err := json.Unmarshal(raw, &answer); err != nil {
-		return exported{}, err
-	}
-	dgst, _ := answer[target]["containerimage.digest"].(string)
-	return exported{digest.Digest(dgst), took}, nil
+	err = readJSON(metadata, &answer)
+	r.digest = answer[target].Digest
+	return r, err
 }
 
 // exportTime finds in the progress when the export started and ended, by the
@@ -234,14 +222,12 @@ func (d *daemon) export(ctx context.Context, target, attributes string, args ...
 func exportTime(progress string) (time.Duration, error) {
 	var took time.Duration
 	cached := map[string]bool{}
-	for status := range statuses(progress) {
-		for _, v := range status.Vertexes {
-			if strings.Contains(v.Name, "] RUN ") || strings.Contains(v.Name, "] COPY ") {
-				cached[v.Name] = cached[v.Name] || v.Cached
-			}
-			if strings.HasSuffix(v.Name, "exporting to image") && v.Completed != nil {
-				took = v.Completed.Sub(*v.Started)
-			}
+	for v := range vertexes(progress) {
+		if strings.Contains(v.Name, "] RUN ") || strings.Contains(v.Name, "] COPY ") {
+			cached[v.Name] = cached[v.Name] || v.Cached
+		}
+		if strings.HasSuffix(v.Name, "exporting to image") && v.Completed != nil {
+			took = v.Completed.Sub(*v.Started)
 		}
 	}
 	for name, ok := range cached {

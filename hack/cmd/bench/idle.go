@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,58 +12,48 @@ import (
 	"github.com/buildkitd-esgz/buildkitd-esgz/internal/harness"
 )
 
-// An idler is a daemon that has nothing to do, with what each start took.
+// An idler is a daemon that has nothing to do.
 type idler struct {
 	name, binary string
 	flags        []string
 }
 
-type idleStart struct {
-	took   time.Duration // from the start of the process to its first answer
-	memory int64         // bytes, resident, some seconds later
-}
-
 // idle starts each daemon on a root of its own, in turns: a first time on an empty
 // root, which does not count, and after that on what it left.
-func idle(ctx context.Context, c *config) ([]section, error) {
-	all := &results{}
-	idlers := []*idler{
+func (b *bench) idle(ctx context.Context) error {
+	b.startSection("From the start of a daemon to its first answer, and its memory three seconds later")
+	idlers := []idler{
 		{name: "stock", binary: "buildkitd"},
-		{name: ourName, binary: "buildkitd-esgz"},
-		{name: ourName + ", lazy", binary: "buildkitd-esgz", flags: []string{"--oci-worker-snapshotter=stargz"}},
+		{name: ourName, binary: ourName},
+		{name: ourName + ", lazy", binary: ourName, flags: []string{"--oci-worker-snapshotter=stargz"}},
 	}
-	err := turns(c.runs+1, idlers, func(run int, i *idler) error {
-		s, err := i.start(ctx, c)
+	for _, i := range idlers {
+		if _, _, err := b.startIdle(ctx, i); err != nil {
+			return fmt.Errorf("%s: %w", i.name, err)
+		}
+	}
+	return turns(b.runs, idlers, func(i idler) error {
+		took, memory, err := b.startIdle(ctx, i)
 		if err != nil {
 			return fmt.Errorf("%s: %w", i.name, err)
 		}
-		if run == 1 {
-			return nil
-		}
-		log.Printf("run %d of %d, %s: %.3f s, %.1f MiB", run-1, c.runs, i.name, s.took.Seconds(), float64(s.memory)/(1<<20))
-		all.add("idle", i.name, wall(s.took), bytesIn("resident", s.memory))
+		b.add("idle", i.name, wall(took), bytesIn("resident", memory))
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return []section{all.section("A daemon without builds", "Time is until the first answer to a client, memory three seconds later.")}, nil
 }
 
-// start waits for the daemon's first answer.
-func (i *idler) start(ctx context.Context, c *config) (s idleStart, err error) {
-	dir := filepath.Join(c.work, strings.ReplaceAll(i.name, ", ", "-"))
+func (b *bench) startIdle(ctx context.Context, i idler) (took time.Duration, memory int64, err error) {
+	dir := filepath.Join(b.work, strings.ReplaceAll(i.name, ", ", "-"))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return s, err
+		return 0, 0, err
 	}
-	d := &daemon{&harness.Daemon{Tools: c.tools, Binary: c.tools.Path(i.binary), Dir: dir, Flags: i.flags}, c}
+	d := &daemon{&harness.Daemon{Tools: b.tools, Binary: b.tools.Path(i.binary), Dir: dir, Flags: i.flags}, b}
 	start := time.Now()
 	if err := d.Start(ctx); err != nil {
-		return s, err
+		return 0, 0, err
 	}
-	defer func() { err = errors.Join(err, d.Stop()) }()
-	s.took = time.Since(start)
+	took = time.Since(start)
 	time.Sleep(3 * time.Second)
-	s.memory, err = bytesOf(d.proc("smaps_rollup"), "Rss:")
-	return s, err
+	memory, err = d.memory("smaps_rollup", "Rss:")
+	return took, memory, errors.Join(err, d.Stop())
 }

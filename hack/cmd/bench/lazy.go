@@ -2,30 +2,24 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/integration/shaped"
 )
 
 // A puller is a daemon that builds upon an image.
 type puller struct {
-	name        string
-	binary      string
-	snapshotter string
+	name, binary, snapshotter string
 }
 
 var (
 	eager     = puller{"overlayfs", "buildkitd", "overlayfs"}
 	stockLazy = puller{"stock stargz", "buildkitd", "stargz"}
-	ourLazy   = puller{"buildkitd-esgz stargz", "buildkitd-esgz", "stargz"}
+	ourLazy   = puller{ourName + " stargz", ourName, "stargz"}
 )
 
 // lazyLinks are those that cold builds are measured behind.
@@ -34,108 +28,97 @@ var lazyLinks = []shaped.Link{
 	{Delay: 80 * time.Millisecond, BytesPerSecond: 100e6 / 8},
 }
 
-// A job is a build upon an image by a puller, measured.
-type job struct {
-	who      puller
-	tag      string
-	commands string // of its RUN step
-}
-
-// A pulled is what one build took.
-type pulled struct {
-	wall     time.Duration
-	bytes    int64 // of blobs, until the build ended
-	requests int   // for blobs
-}
-
-const (
-	runApp  = `python3 /app/app.py --once`
-	readAll = `tar --one-file-system -cf - / 2>/dev/null | wc -c`
+// Commands of RUN steps, and their names.
+var (
+	runApp  = command{"python imports pandas and flask", `python3 /app/app.py --once`}
+	readAll = command{"tar reads all files", `tar --one-file-system -cf - / 2>/dev/null | wc -c`}
 )
 
+type command struct{ name, line string }
+
 // lazy measures builds upon an image that is not here yet, and upon one that is.
-func lazy(ctx context.Context, c *config) (sections []section, err error) {
-	r, err := startRegistry(ctx, c)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, r.stop()) }()
-	if err := pushLazyImages(ctx, c, r); err != nil {
-		return nil, err
-	}
-	parts := []func(context.Context, *config, *registry) (section, error){warmBuilds, rebuiltBase, mounting}
-	for _, link := range slices.Backward(lazyLinks) {
-		parts = slices.Insert(parts, 0, func(ctx context.Context, c *config, r *registry) (section, error) { return coldBuilds(ctx, c, r, link) })
-	}
-	for _, part := range parts {
-		s, err := part(ctx, c, r)
-		if err != nil {
-			return nil, err
+func (b *bench) lazy(ctx context.Context) error {
+	return b.withRegistry(ctx, func(r *registry) error {
+		if err := b.pushLazyImages(ctx, r); err != nil {
+			return err
 		}
-		sections = append(sections, s)
-	}
-	return sections, nil
+		for _, link := range lazyLinks {
+			err := r.withLine(link, func(line *shaped.Proxy) error { return b.coldBuilds(ctx, line, link) })
+			if err != nil {
+				return err
+			}
+		}
+		if err := b.warmBuilds(ctx, r); err != nil {
+			return err
+		}
+		if err := b.rebuiltBase(ctx, r); err != nil {
+			return err
+		}
+		return b.mounting(ctx)
+	})
 }
 
-func coldBuilds(ctx context.Context, c *config, r *registry, link shaped.Link) (s section, err error) {
-	line, err := shaped.New(r.Address, link)
-	if err != nil {
-		return s, err
-	}
-	defer func() { err = errors.Join(err, line.Close()) }()
-	all, title := &results{prefix: fmt.Sprintf("%s, %d Mbit/s: ", link.Delay, link.BytesPerSecond*8/1e6)}, fmt.Sprintf("Cold builds behind %s and %d Mbit/s", link.Delay, link.BytesPerSecond*8/1e6)
-	jobs := []*job{
-		{who: eager, tag: "gzip", commands: runApp},
-		{who: stockLazy, tag: "plain", commands: runApp},
-		{who: ourLazy, tag: "plain", commands: runApp},
-		{who: stockLazy, tag: "profiled", commands: runApp},
-		{who: ourLazy, tag: "profiled", commands: runApp},
-		{who: eager, tag: "gzip", commands: readAll},
-		{who: ourLazy, tag: "plain", commands: readAll},
-	}
-	err = turns(c.runs, jobs, func(run int, j *job) error {
-		p, err := j.cold(ctx, c, line)
-		if err != nil {
-			return fmt.Errorf("%s, %s: %w", j.who.name, j.tag, err)
+// pushLazyImages builds the demo image once and pushes it in all ways, and an
+// image with a large file.
+func (b *bench) pushLazyImages(ctx context.Context, r *registry) error {
+	return b.withDaemon(ctx, ourName, "", func(d *daemon) error {
+		for _, image := range []struct{ target, tag, compression string }{
+			{"demo", "gzip", "gzip"},
+			{"demo", "plain", "estargz,estargz-profile=none"},
+			{"demo", "profiled", "estargz"},
+			{"large", "gzip", "gzip"},
+			{"large", "plain", "estargz,estargz-profile=none"},
+		} {
+			log.Printf("pushing %s, %s", image.target, image.tag)
+			if _, err := d.push(ctx, image.target, r.ref(image.target, image.tag), image.compression); err != nil {
+				return err
+			}
 		}
-		log.Printf("run %d of %d, %s, %s, %.12s: %.1fs, %.1f MB, %d requests", run, c.runs, j.who.name, j.tag, j.commands, p.wall.Seconds(), float64(p.bytes)/1e6, p.requests)
-		all.add(j.commands, j.who.name+" "+j.tag, wall(p.wall), bytesIn("fetched", p.bytes), reading{float64(p.requests), "requests"})
 		return nil
 	})
-	if err != nil {
-		return s, err
-	}
-	return all.section(title), nil
 }
 
-// cold builds with a daemon that has nothing yet.
-func (j *job) cold(ctx context.Context, c *config, line *shaped.Proxy) (p pulled, err error) {
-	d, err := startPuller(ctx, c, j.who)
-	if err != nil {
-		return p, err
+// coldBuilds builds upon the demo image with daemons that have nothing yet.
+func (b *bench) coldBuilds(ctx context.Context, line *shaped.Proxy, link shaped.Link) error {
+	b.startSection("Cold builds behind " + describe(link))
+	type job struct {
+		command
+		who puller
+		tag string
 	}
-	defer func() { err = errors.Join(err, d.stop()) }()
-	if err := dropCaches(); err != nil {
-		return p, err
+	jobs := []job{
+		{runApp, eager, "gzip"},
+		{runApp, stockLazy, "plain"},
+		{runApp, ourLazy, "plain"},
+		{runApp, stockLazy, "profiled"},
+		{runApp, ourLazy, "profiled"},
+		{readAll, eager, "gzip"},
+		{readAll, ourLazy, "plain"},
 	}
-	line.Reset()
-	begin := time.Now()
-	if _, err := d.run(ctx, line.Addr()+"/demo:"+j.tag, j.commands); err != nil {
-		return p, err
-	}
-	p.wall = time.Since(begin)
-	requests := shaped.Blobs(line.Requests())
-	p.bytes, p.requests = shaped.Bytes(requests), len(requests)
-	return p, nil
+	return turns(b.runs, jobs, func(j job) error {
+		return b.withPuller(ctx, j.who, func(d *daemon) error {
+			if err := dropCaches(); err != nil {
+				return err
+			}
+			line.Reset()
+			begin := time.Now()
+			if _, err := d.run(ctx, line.Addr()+"/demo:"+j.tag, j.line); err != nil {
+				return err
+			}
+			took, requests := time.Since(begin), shaped.Blobs(line.Requests())
+			b.add(j.name, j.who.name+" "+j.tag, wall(took), bytesIn("fetched", shaped.Bytes(requests)), count("requests", len(requests)))
+			return nil
+		})
+	})
 }
 
-func startPuller(ctx context.Context, c *config, who puller) (*daemon, error) {
-	return startDaemon(ctx, c, who.binary, "", "--oci-worker-snapshotter="+who.snapshotter)
+func (b *bench) withPuller(ctx context.Context, who puller, do func(*daemon) error) error {
+	return b.withDaemon(ctx, who.binary, "", do, "--oci-worker-snapshotter="+who.snapshotter)
 }
 
 // run builds one RUN step upon an image and returns what it printed.
 func (d *daemon) run(ctx context.Context, image, commands string) (string, error) {
-	dir, err := os.MkdirTemp(d.c.work, "context")
+	dir, err := os.MkdirTemp(d.b.work, "context")
 	if err != nil {
 		return "", err
 	}
@@ -152,8 +135,37 @@ func (d *daemon) run(ctx context.Context, image, commands string) (string, error
 	return string(out), nil
 }
 
-// dropCaches makes the kernel forget files and directories that it has read.
-func dropCaches() error {
-	unix.Sync()
-	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+// changedBytes is the contents that differ between the two builds of
+// rebuilt.Dockerfile: they are random, so that compression changes nothing.
+const changedBytes = 80 * 50_000
+
+// rebuiltBase counts what is fetched of an image when the one that it replaces
+// is here. It is the same each time.
+func (b *bench) rebuiltBase(ctx context.Context, r *registry) error {
+	b.startSection("A base image was rebuilt, and the one before is here")
+	err := b.withDaemon(ctx, ourName, "", func(d *daemon) error {
+		for _, build := range []string{"1", "2"} {
+			if _, err := d.push(ctx, "rebuilt", r.ref("rebuilt", build), "estargz,estargz-profile=none", "--set", "rebuilt.args.BUILD="+build); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return r.withLine(shaped.Link{}, func(line *shaped.Proxy) error {
+		return b.withPuller(ctx, ourLazy, func(d *daemon) error {
+			if _, err := d.run(ctx, line.Addr()+"/rebuilt:1", readAll.line); err != nil {
+				return err
+			}
+			line.Reset()
+			if _, err := d.run(ctx, line.Addr()+"/rebuilt:2", readAll.line); err != nil {
+				return err
+			}
+			fetched := shaped.Bytes(shaped.Blobs(line.Requests()))
+			b.add("80 of 8,000 files of 50 kB changed", ourLazy.name, bytesIn("fetched", fetched), bytesIn("changed", changedBytes), reading{float64(fetched) / changedBytes, "fetched/changed"})
+			return nil
+		})
+	})
 }

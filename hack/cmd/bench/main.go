@@ -1,10 +1,9 @@
 // Command bench measures our daemon and others' work side by side, in one run on
-// one machine. It prints what it found, and adds it to a page with plots.
-// hack/bench builds what it needs and starts it.
+// one machine, and writes raw results in the format of Go benchmarks, of which
+// hack/cmd/results makes a page. hack/bench builds what it needs and starts it.
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -13,44 +12,43 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/internal/harness"
 )
 
-// config says where everything is.
-type config struct {
+// A bench is one run of this command: where everything is, and what was measured.
+type bench struct {
 	tools harness.Tools
 	base  string // the directory with the tar that hack/base made
 	repo  string
 	work  string // a directory of this run
 	runs  int
+	raw   strings.Builder // the results
 }
 
-// ourName begins the names of our contenders.
+// ourName begins the names of our sides.
 const ourName = "buildkitd-esgz"
 
 // benchmarks are what can be measured.
 var benchmarks = []benchmark{
-	{"export", "Writing layers", export},
-	{"whole", "From a built image to one that starts lazily", whole},
-	{"levels", "Compression levels", levels},
-	{"chunks", "Small files that share members", chunks},
-	{"size", "Large layers", size},
-	{"profile", "Profiled images under stock containerd and stargz-snapshotter", profile},
-	{"record", "Steps while their reads are recorded", recordSteps},
-	{"lazy", "Building upon images that are not here", lazy},
-	{"idle", "Daemons that have nothing to do", idle},
-	{"hostile", "Layers that are made to cost much", hostile},
+	{"export", "Writing layers", (*bench).export},
+	{"whole", "From a built image to one that starts lazily", (*bench).whole},
+	{"levels", "Compression levels", (*bench).levels},
+	{"chunks", "Small files that share members", (*bench).chunks},
+	{"size", "Large layers", (*bench).size},
+	{"profile", "Profiled images under stock containerd and stargz-snapshotter", (*bench).profile},
+	{"record", "Steps while their reads are recorded", (*bench).record},
+	{"lazy", "Building upon images that are not here", (*bench).lazy},
+	{"idle", "Daemons that have nothing to do", (*bench).idle},
+	{"hostile", "Layers that are made to cost much", (*bench).hostile},
 }
 
 type benchmark struct {
 	name, title string
-	measure     func(context.Context, *config) ([]section, error)
+	measure     func(*bench, context.Context) error
 }
 
 func main() {
@@ -58,7 +56,7 @@ func main() {
 	cache := flag.String("cache", "/var/cache/buildkitd-esgz", "where hack/tools and hack/base put what they made")
 	repo := flag.String("repo", ".", "the repository")
 	runs := flag.Int("runs", 3, "how often everything is measured")
-	out := flag.String("o", "", "file for the raw results, for benchstat; beside the page by default")
+	dir := flag.String("dir", ".", "where the raw results are written to, as NAME.txt")
 	flag.Parse()
 	at := slices.IndexFunc(benchmarks, func(b benchmark) bool { return b.name == flag.Arg(0) })
 	if flag.NArg() != 1 || at < 0 || *runs < 1 {
@@ -71,12 +69,10 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	c := &config{tools: harness.Tools(filepath.Join(*cache, "bin")), base: filepath.Join(*cache, "base"), repo: *repo, work: work, runs: *runs}
-	page, err := benchmarks[at].run(ctx, c, filepath.Join(*cache, "bench"), *out)
-	if err := errors.Join(err, harness.RemoveAll(work)); err != nil {
+	b := &bench{tools: harness.Tools(filepath.Join(*cache, "bin")), base: filepath.Join(*cache, "base"), repo: *repo, work: work, runs: *runs}
+	if err := errors.Join(b.run(ctx, benchmarks[at], *dir), harness.RemoveAll(work)); err != nil {
 		log.Fatal(err)
 	}
-	log.Printf("the page with plots: %s", page)
 }
 
 func names() string {
@@ -87,39 +83,30 @@ func names() string {
 	return strings.Join(all, "|")
 }
 
-// run measures, and returns the page that shows it.
-func (b *benchmark) run(ctx context.Context, c *config, dir, out string) (page string, err error) {
-	r := &report{
-		Name: b.name, Title: b.title, Command: fmt.Sprintf("hack/bench -runs %d %s", c.runs, b.name),
-		Revision: revision(), Machine: machine(), Date: time.Now(),
+// run measures, and writes the results to a directory.
+func (b *bench) run(ctx context.Context, what benchmark, dir string) error {
+	if err := b.writeBakeFile(); err != nil {
+		return err
 	}
-	if err := writeBakeFile(c); err != nil {
-		return "", err
+	if err := what.measure(b, ctx); err != nil {
+		return err
 	}
-	if r.Sections, err = b.measure(ctx, c); err != nil {
-		return "", err
-	}
-	fmt.Print(r.markdown())
-	if err := r.keepRaw(cmp.Or(out, filepath.Join(dir, b.name+".txt"))); err != nil {
-		return "", err
-	}
-	return r.keep(dir)
+	raw := about(what.title, fmt.Sprintf("hack/bench -runs %d %s", b.runs, what.name)) + b.raw.String()
+	return os.WriteFile(filepath.Join(dir, what.name+".txt"), []byte(raw), 0o644)
 }
 
-// machine says what the numbers were measured on.
-func machine() string {
-	var name syscall.Utsname
-	_ = syscall.Uname(&name)
-	return fmt.Sprintf("%d cores, Linux %s, %s", runtime.NumCPU(), zeroEnded(name.Release[:]), runtime.Version())
-}
-
-func zeroEnded(chars []int8) string {
-	var s []byte
-	for _, c := range chars {
-		if c == 0 {
-			break
+// turns has every side measured once in each run. Their order is turned around from
+// run to run, so that in the end none has been first more often.
+func turns[S any](runs int, sides []S, measure func(S) error) error {
+	order := slices.Clone(sides)
+	for run := range runs {
+		log.Printf("run %d of %d", run+1, runs)
+		for _, side := range order {
+			if err := measure(side); err != nil {
+				return err
+			}
 		}
-		s = append(s, byte(c))
+		slices.Reverse(order)
 	}
-	return string(s)
+	return nil
 }

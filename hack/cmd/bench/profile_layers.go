@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,139 +10,90 @@ import (
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/integration/pushed"
 )
 
-// A layer is what its TOC says about the files in front of the landmark.
-type layer struct {
-	digest       digest.Digest
-	prioritized  map[string]int64 // the size of each regular file
-	landmark     int64            // bytes of the blob in front of it
-	uncompressed int64            // of the prioritized files
-	sizes        map[string]int64 // of all regular files
+// A side is one way of making an image.
+type side struct {
+	name, tag string
+	first     map[file]int64          // the size of each regular file in front of a landmark
+	landmarks map[digest.Digest]int64 // bytes of each layer's blob in front of it
 }
 
-// readLayers reads an image's layers back from the registry.
-func readLayers(ctx context.Context, name string) ([]layer, error) {
-	ref, err := pushed.Resolve(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	if len(ref.Images) != 1 {
-		return nil, fmt.Errorf("%s has %d images", name, len(ref.Images))
-	}
-	var layers []layer
-	for i, desc := range ref.Images[0].Manifest.Layers {
-		blob, err := ref.Images[0].Blob(ctx, desc)
-		if err != nil {
-			return nil, err
-		}
-		l, err := readLayer(blob)
-		if err != nil {
-			return nil, fmt.Errorf("%s, layer %d: %w", name, i, err)
-		}
-		l.digest = desc.Digest
-		layers = append(layers, l)
-	}
-	return layers, nil
-}
-
-func readLayer(blob []byte) (layer, error) {
-	sr := io.NewSectionReader(bytes.NewReader(blob), 0, int64(len(blob)))
-	at, footer, err := estargz.OpenFooter(sr)
-	if err != nil {
-		return layer{}, err
-	}
-	toc, _, err := new(estargz.GzipDecompressor).ParseTOC(io.NewSectionReader(sr, at, sr.Size()-at-footer))
-	if err != nil {
-		return layer{}, err
-	}
-	l := layer{prioritized: map[string]int64{}, sizes: map[string]int64{}}
-	marked := false
-	for _, e := range toc.Entries {
-		switch {
-		case e.Name == estargz.PrefetchLandmark || e.Name == estargz.NoPrefetchLandmark:
-			marked = true
-			if e.Name == estargz.PrefetchLandmark {
-				l.landmark = e.Offset
-			}
-		case e.Type == "reg":
-			l.sizes[e.Name] = e.Size
-			if !marked {
-				l.prioritized[e.Name] = e.Size
-				l.uncompressed += e.Size
-			}
-		}
-	}
-	if !marked {
-		return layer{}, errors.New("no landmark")
-	}
-	return l, nil
-}
-
-// A record is a file that the optimizer saw accessed.
-type record struct {
+// A file is one of an image, in one of its layers.
+type file struct {
 	Path  string `json:"path"`
 	Layer int    `json:"layerIndex"`
 }
 
-func readRecord(name string) (all []record, err error) {
+// read reads the image back from the registry.
+func (s *side) read(ctx context.Context, name string) error {
+	ref, err := pushed.Resolve(ctx, name)
+	if err != nil {
+		return err
+	}
+	if len(ref.Images) != 1 {
+		return fmt.Errorf("%s has %d images", name, len(ref.Images))
+	}
+	s.first, s.landmarks = map[file]int64{}, map[digest.Digest]int64{}
+	for i, desc := range ref.Images[0].Manifest.Layers {
+		blob, err := ref.Images[0].Blob(ctx, desc)
+		if err != nil {
+			return err
+		}
+		if err := s.readLayer(i, desc, blob); err != nil {
+			return fmt.Errorf("%s, layer %d: %w", name, i, err)
+		}
+	}
+	return nil
+}
+
+func (s *side) readLayer(layer int, desc ocispecs.Descriptor, blob []byte) error {
+	toc, err := pushed.TOC(blob)
+	if err != nil {
+		return err
+	}
+	for _, e := range toc {
+		switch {
+		case e.Name == estargz.PrefetchLandmark:
+			s.landmarks[desc.Digest] = e.Offset
+			return nil
+		case e.Name == estargz.NoPrefetchLandmark:
+			return nil
+		case e.Type == "reg":
+			s.first[file{e.Name, layer}] = e.Size
+		}
+	}
+	return errors.New("no landmark")
+}
+
+// without are those of the files that the side does not put first.
+func (s *side) without(files map[file]int64) (all []file) {
+	for f := range files {
+		if _, ok := s.first[f]; !ok {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// readRecord returns the files that the optimizer saw accessed.
+func readRecord(name string) (map[file]int64, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	seen := map[record]bool{}
+	all := map[file]int64{}
 	for dec := json.NewDecoder(f); ; {
-		var r record
-		if err := dec.Decode(&r); errors.Is(err, io.EOF) {
+		var accessed file
+		if err := dec.Decode(&accessed); errors.Is(err, io.EOF) {
 			return all, nil
 		} else if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		if !seen[r] {
-			seen[r] = true
-			all = append(all, r)
-		}
+		all[accessed]++
 	}
-}
-
-// missing are the recorded files that our side does not prioritize.
-func (s *subject) missing() (files []string) {
-	for _, r := range s.recorded {
-		l := s.ours.layers[r.Layer]
-		if _, ok := l.prioritized[r.Path]; !ok {
-			files = append(files, fmt.Sprintf("layer %d %s, %d bytes", r.Layer, r.Path, l.sizes[r.Path]))
-		}
-	}
-	return files
-}
-
-// extra are files that our side alone prioritizes.
-func (s *subject) extra() (files []string) {
-	for i, l := range s.ours.layers {
-		for name, size := range l.prioritized {
-			if _, ok := s.theirs.layers[i].prioritized[name]; !ok {
-				files = append(files, fmt.Sprintf("layer %d %s, %d bytes", i, name, size))
-			}
-		}
-	}
-	return files
-}
-
-func (s *side) files() (n int) {
-	for _, l := range s.layers {
-		n += len(l.prioritized)
-	}
-	return n
-}
-
-// prioritized is in bytes, as they are fetched and as they are read.
-func (s *side) prioritized() (compressed, uncompressed int64) {
-	for _, l := range s.layers {
-		compressed += l.landmark
-		uncompressed += l.uncompressed
-	}
-	return compressed, uncompressed
 }

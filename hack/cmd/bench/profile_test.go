@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/integration/shaped"
@@ -17,7 +19,7 @@ import (
 
 // layerOf is what the stock library makes of files with as many bytes as their
 // names, some of them first.
-func layerOf(t *testing.T, first []string, names ...string) layer {
+func layerOf(t *testing.T, first []string, names ...string) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -32,48 +34,34 @@ func layerOf(t *testing.T, first []string, names ...string) layer {
 	raw, err := io.ReadAll(blob)
 	require.NoError(t, err)
 	require.NoError(t, blob.Close())
-	l, err := readLayer(raw)
-	require.NoError(t, err)
-	return l
+	return raw
 }
 
-func TestReadLayer(t *testing.T) {
-	l := layerOf(t, []string{"ccc", "a"}, "a", "bb", "ccc")
-	require.Equal(t, map[string]int64{"a": 1, "ccc": 3}, l.prioritized)
-	require.Equal(t, map[string]int64{"a": 1, "bb": 2, "ccc": 3}, l.sizes)
-	require.EqualValues(t, 4, l.uncompressed)
-	require.Positive(t, l.landmark)
+func TestSide(t *testing.T) {
+	s := side{first: map[file]int64{}, landmarks: map[digest.Digest]int64{}}
+	require.NoError(t, s.readLayer(0, ocispecs.Descriptor{Digest: "x"}, layerOf(t, []string{"ccc", "a"}, "a", "bb", "ccc")))
+	require.NoError(t, s.readLayer(1, ocispecs.Descriptor{Digest: "y"}, layerOf(t, nil, "a")))
+	require.Equal(t, map[file]int64{{"a", 0}: 1, {"ccc", 0}: 3}, s.first)
+	require.Len(t, s.landmarks, 1)
+	require.Positive(t, s.landmarks["x"])
+	require.Equal(t, []reading{{float64(s.landmarks["x"]), "B-first"}, {4, "B-uncompressed"}, {2, "files-first"}}, s.readings())
 
-	l = layerOf(t, nil, "a")
-	require.Empty(t, l.prioritized)
-	require.Zero(t, l.landmark)
-}
-
-func TestDifferences(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "record")
-	require.NoError(t, os.WriteFile(file, []byte(strings.Repeat(`{"path":"a","layerIndex":0}{"path":"bb","layerIndex":1}`, 2)), 0o600))
-	recorded, err := readRecord(file)
+	name := filepath.Join(t.TempDir(), "record")
+	require.NoError(t, os.WriteFile(name, []byte(strings.Repeat(`{"path":"a","layerIndex":0}{"path":"a","layerIndex":1}`, 2)), 0o600))
+	recorded, err := readRecord(name)
 	require.NoError(t, err)
-	s := &subject{
-		recorded: recorded,
-		ours:     side{layers: []layer{layerOf(t, []string{"a"}, "a"), layerOf(t, []string{"a"}, "a", "bb")}},
-		theirs:   side{layers: []layer{layerOf(t, []string{"a"}, "a"), layerOf(t, []string{"bb"}, "a", "bb")}},
-	}
-	require.Equal(t, []string{"layer 1 bb, 2 bytes"}, s.missing())
-	require.Equal(t, []string{"layer 1 a, 1 bytes"}, s.extra())
+	require.Len(t, recorded, 2)
+	require.Equal(t, []file{{"a", 1}}, s.without(recorded))
 }
 
 // Of the layers that which took most requests counts, and of these those that
 // ask for what lies in front of the landmark.
 func TestPrefetches(t *testing.T) {
 	get := func(blob, ranges string) shaped.Request { return shaped.Request{Blob: blob, Range: ranges} }
-	s := side{
-		layers: []layer{{digest: "a", landmark: 100}, {digest: "b", landmark: 100}, {digest: "c"}},
-		starts: []start{{requests: []shaped.Request{
-			get("a", "bytes=0-1"), get("a", "bytes=200-299"), get("a", "bytes=0-99"),
-			get("b", "bytes=0-1"), get("b", "bytes=0-49"), get("b", "bytes=50-99"), get("b", "bytes=100-149"),
-			get("c", "bytes=0-99"), get("config", ""),
-		}}},
-	}
-	require.Equal(t, 2, s.prefetches(s.starts[0]))
+	s := side{landmarks: map[digest.Digest]int64{"a": 100, "b": 100}}
+	require.Equal(t, 2, s.prefetches([]shaped.Request{
+		get("a", "bytes=0-1"), get("a", "bytes=200-299"), get("a", "bytes=0-99"),
+		get("b", "bytes=0-1"), get("b", "bytes=0-49"), get("b", "bytes=50-99"), get("b", "bytes=100-149"),
+		get("c", "bytes=0-99"), get("config", ""),
+	}))
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/moby/buildkit/client"
 )
@@ -23,8 +24,8 @@ type bakeTarget struct {
 // writeBakeFile says how all images are built: each upon a stage with the base,
 // instead of an image. A target is named as its Dockerfile; that of the demo is
 // "demo".
-func writeBakeFile(c *config) error {
-	image, err := filepath.Abs(filepath.Join(c.repo, "hack", "image"))
+func (b *bench) writeBakeFile() error {
+	image, err := filepath.Abs(filepath.Join(b.repo, "hack", "image"))
 	if err != nil {
 		return err
 	}
@@ -32,7 +33,7 @@ func writeBakeFile(c *config) error {
 	if err != nil {
 		return err
 	}
-	targets := map[string]bakeTarget{"base": {Context: c.base, Dockerfile: filepath.Join(image, "base.Dockerfile")}}
+	targets := map[string]bakeTarget{"base": {Context: b.base, Dockerfile: filepath.Join(image, "base.Dockerfile")}}
 	add := func(name, file string) {
 		targets[name] = bakeTarget{
 			Context: image, Dockerfile: file,
@@ -47,15 +48,15 @@ func writeBakeFile(c *config) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(c.bakeFile(), raw, 0o600)
+	return os.WriteFile(b.bakeFile(), raw, 0o600)
 }
 
-func (c *config) bakeFile() string { return filepath.Join(c.work, "bake.json") }
+func (b *bench) bakeFile() string { return filepath.Join(b.work, "bake.json") }
 
 // build builds a target, sends it to the output, and returns the progress, as
 // JSON.
 func (d *daemon) build(ctx context.Context, target, output string, args ...string) (progress string, err error) {
-	cmd := d.Client(ctx, "buildx", append([]string{"bake", "--file", d.c.bakeFile(), "--progress=rawjson", target, "--set", target + ".output=" + output}, args...)...)
+	cmd := d.Client(ctx, "buildx", append([]string{"bake", "--file", d.b.bakeFile(), "--progress=rawjson", target, "--set", target + ".output=" + output}, args...)...)
 	cmd.Env = append(cmd.Env, "BUILDX_BAKE_ENTITLEMENTS_FS=0")
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -66,15 +67,40 @@ func (d *daemon) build(ctx context.Context, target, output string, args ...strin
 	return stderr.String(), nil
 }
 
-// statuses are those of a progress. Among its lines may be some that buildx
-// prints for people.
-func statuses(progress string) iter.Seq[client.SolveStatus] {
-	return func(yield func(client.SolveStatus) bool) {
+// push builds a target, and pushes it. The compression may have attributes behind
+// it.
+func (d *daemon) push(ctx context.Context, target, ref, compression string, args ...string) (progress string, err error) {
+	return d.build(ctx, target, "type=registry,oci-mediatypes=true,force-compression=true,name="+ref+",compression="+compression, args...)
+}
+
+// vertexes are those of a progress, each as often as there is news of it. Among its
+// lines may be some that buildx prints for people.
+func vertexes(progress string) iter.Seq[*client.Vertex] {
+	return func(yield func(*client.Vertex) bool) {
 		for line := range strings.Lines(progress) {
 			var status client.SolveStatus
-			if json.Unmarshal([]byte(line), &status) == nil && !yield(status) {
-				return
+			if json.Unmarshal([]byte(line), &status) != nil {
+				continue
+			}
+			for _, v := range status.Vertexes {
+				if !yield(v) {
+					return
+				}
 			}
 		}
 	}
+}
+
+// stepTime finds in the progress how long a step took by the daemon's clock.
+func stepTime(progress, begins string) (time.Duration, error) {
+	var took time.Duration
+	for v := range vertexes(progress) {
+		if strings.Contains(v.Name, begins) && v.Completed != nil && !v.Cached {
+			took = v.Completed.Sub(*v.Started)
+		}
+	}
+	if took == 0 {
+		return 0, fmt.Errorf("step %q did not run", begins)
+	}
+	return took, nil
 }
