@@ -66,6 +66,16 @@ in_group() {
     step_group=$!
 }
 
+# alone FILE WHAT: waits while another run holds the lock, and holds it until this
+# script ends.
+alone() {
+    exec 9>"$1"
+    flock --nonblock 9 || {
+        say "Waiting for another run, which $2"
+        flock 9
+    }
+}
+
 # scratch makes $work, a directory that is gone when the script ends, as is all
 # that was mounted below it.
 scratch() {
@@ -135,6 +145,7 @@ stop() {
 serve() {
     local name=$1
     shift
+    : >"$work/$name.log" # an earlier one's would be read as that of this server
     # A session of its own keeps Ctrl-C from it: clean_up ends it in order.
     setsid "$@" >"$work/$name.log" 2>&1 </dev/null &
     served+=($!)
@@ -153,23 +164,21 @@ until_ready() {
     die "$name did not start"
 }
 
-free_port() {
-    local port
-    while port=$((20000 + RANDOM % 12000)); do
-        # Nobody answers there: free, on a loopback address at least.
-        if ! (: >"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
-            echo "$port"
-            return
-        fi
-    done
+# listens NAME SCRIPT: whether the server NAME has said which address it listens on,
+# which a script of sed finds in its log. It is in $address then.
+listens() {
+    address=$(sed -n "$2" "$work/$1.log")
+    [ -n "$address" ]
 }
 
-# start_registry: an empty registry on loopback, its address in $registry.
+# start_registry: an empty registry on a port of loopback that it chooses, its
+# address in $registry.
 start_registry() {
-    registry=127.0.0.1:$(free_port)
-    serve registry env REGISTRY_HTTP_ADDR="$registry" \
+    serve registry env REGISTRY_HTTP_ADDR=127.0.0.1:0 REGISTRY_LOG_LEVEL=info \
         REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY="$work/registry" \
         "$bin/docker-registry" serve "$repo/internal/harness/registry.yml"
+    until_ready registry listens registry 's/.*listening on \(127\.0\.0\.1:[0-9]*\).*/\1/p'
+    registry=$address
     until_ready registry curl -fsS "http://$registry/v2/"
 }
 
@@ -231,8 +240,9 @@ stop_node() {
 # start_slow_line: what a node in another data centre sees of the registry, 20 ms
 # away and with 400 Mbit/s, its address in $far.
 start_slow_line() {
-    far=127.0.0.1:$(free_port)
-    serve slow-line "$bin/shape" -listen "$far" -to "$registry" -delay 20ms -rate 400 -log "$work/requests"
+    serve slow-line "$bin/shape" -listen 127.0.0.1:0 -to "$registry" -delay 20ms -rate 400 -log "$work/requests"
+    until_ready slow-line listens slow-line '/^127\.0\.0\.1:[0-9]*$/p'
+    far=$address
     until_ready slow-line curl -fsS "http://$far/v2/"
 }
 

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -61,6 +62,76 @@ echo called >>"$BUILDKITD_ESGZ_CACHE/calls"
 	require.NoError(t, err)
 	require.Equal(t, "called\n", string(calls))
 	require.NoError(t, exec.Command("tar", "--extract", "--to-stdout", "--file", filepath.Join(cache, "base", "rootfs.tar"), "./etc/numbers").Run())
+}
+
+// A port is chosen by the server that listens on it, so that no two scripts take one.
+func TestScriptsPorts(t *testing.T) {
+	cache := programs(t, map[string]string{
+		"docker-registry": `echo "listening on ${REGISTRY_HTTP_ADDR%:0}:1234"`,
+		"shape":           `echo "$2" | sed 's/:0$/:5678/'`,
+		"curl":            "",
+	})
+	require.Equal(t, "127.0.0.1:1234 127.0.0.1:5678\n", script(t, cache, "", `. ../hack/lib.sh
+scratch
+start_registry
+start_slow_line
+echo "$registry $far"`))
+}
+
+// Tools are installed by one run at a time, whatever an interrupted one has left.
+func TestScriptsInstallTools(t *testing.T) {
+	needs(t)
+	cache := programs(t, map[string]string{
+		"go": "", "dpkg": "",
+		"debootstrap": `for root; do :; done; mkdir -p "$root/etc"`,
+		// It fails beside another one.
+		"apt-get": `mkdir "$BUILDKITD_ESGZ_CACHE/apt" || exit 100
+sleep 0.2
+case "$*" in *download*) touch a.deb ;; esac
+rmdir "$BUILDKITD_ESGZ_CACHE/apt"`,
+		"dpkg-deb": `mkdir -p "$3/usr/bin" "$3/bin" && touch "$3/usr/bin/docker-registry" "$3/bin/busybox"`,
+	})
+	for _, left := range []string{"docker.abcdef", "unpacked.abcdef"} {
+		require.NoError(t, os.Mkdir(filepath.Join(cache, left), 0o700))
+	}
+	var runs errgroup.Group
+	for range 2 {
+		runs.Go(func() error {
+			cmd := exec.Command("../hack/tools")
+			cmd.Env = append(os.Environ(), "BUILDKITD_ESGZ_CACHE="+cache)
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		})
+	}
+	require.NoError(t, runs.Wait())
+	require.Equal(t, "base bin docker tools.lock\n", script(t, cache, "", `cd "$BUILDKITD_ESGZ_CACHE" && echo *`))
+	require.Equal(t, "bin usr\n", script(t, cache, "", `cd "$BUILDKITD_ESGZ_CACHE/docker" && echo *`))
+}
+
+// programs returns a cache with shell scripts by these names in the place of programs.
+func programs(t *testing.T, scripts map[string]string) (cache string) {
+	t.Helper()
+	cache = t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(cache, "bin"), 0o755))
+	for name, content := range scripts {
+		require.NoError(t, os.WriteFile(filepath.Join(cache, "bin", name), []byte("#!/bin/sh\n"+content+"\n"), 0o755))
+	}
+	return cache
+}
+
+// script runs bash, which finds the programs of a cache first, and returns its output.
+func script(t *testing.T, cache, env, content string) string {
+	t.Helper()
+	cmd := exec.Command("bash", "-c", content)
+	cmd.Env = append(os.Environ(), "BUILDKITD_ESGZ_CACHE="+cache, "PATH="+filepath.Join(cache, "bin")+":"+os.Getenv("PATH"), env)
+	var errors strings.Builder
+	cmd.Stderr = &errors
+	out, err := cmd.Output()
+	require.NoError(t, err, "%s", &errors)
+	return string(out)
 }
 
 // What is mounted in a directory with a space in its name is unmounted too.
