@@ -111,6 +111,40 @@ rmdir "$BUILDKITD_ESGZ_CACHE/apt"`,
 	require.Equal(t, "bin usr\n", script(t, cache, "", `cd "$BUILDKITD_ESGZ_CACHE/docker" && echo *`))
 }
 
+// The emulators of the daemon's image are registered for all of the machine, and only
+// if that is asked for.
+func TestScriptsEntrypoint(t *testing.T) {
+	cache := programs(t, map[string]string{
+		"buildkitd": `echo "buildkitd $*"`, "buildkitd-binfmt": `echo "buildkitd-binfmt $*"`, "unshare": "exit 1",
+	})
+	for value, want := range map[string]string{
+		"": "buildkitd --debug\n", "0": "buildkitd --debug\n", "1": "buildkitd-binfmt buildkitd --debug\n",
+	} {
+		require.Equal(t, want, script(t, cache, "BUILDKITD_BINFMT="+value, "../hack/daemon/buildkitd-entrypoint --debug 2>/dev/null"))
+	}
+}
+
+// Each run of buildctl-daemonless.sh talks to its own daemon.
+func TestScriptsDaemonless(t *testing.T) {
+	cache := programs(t, map[string]string{
+		"buildkitd": `echo "${2#--addr=}" >"$BUILDKITD_ESGZ_CACHE/daemon"; exec sleep 1000`,
+		"buildctl":  `case "$2" in debug) cat "$BUILDKITD_ESGZ_CACHE/daemon" ;; build) echo "${1#--addr=}" ;; esac`,
+	})
+	tmp := t.TempDir()
+	var addresses []string
+	for range 2 {
+		address := script(t, cache, "TMPDIR="+tmp, "ROOTLESSKIT=env BUILDKITD_FLAGS=--debug ../hack/daemon/buildctl-daemonless.sh build")
+		daemon, err := os.ReadFile(filepath.Join(cache, "daemon"))
+		require.NoError(t, err)
+		require.Equal(t, string(daemon), address)
+		addresses = append(addresses, address)
+	}
+	require.NotEqual(t, addresses[0], addresses[1])
+	left, err := os.ReadDir(tmp)
+	require.NoError(t, err)
+	require.Empty(t, left)
+}
+
 // programs returns a cache with shell scripts by these names in the place of programs.
 func programs(t *testing.T, scripts map[string]string) (cache string) {
 	t.Helper()

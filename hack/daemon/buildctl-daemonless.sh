@@ -13,13 +13,12 @@ set -eu
 : "${BUILDCTL:=buildctl}" "${BUILDCTL_CONNECT_RETRIES_MAX:=50}"
 : "${BUILDKITD:=buildkitd}" "${BUILDKITD_FLAGS:=}" "${ROOTLESSKIT:=rootlesskit}"
 
-if [ "$(id -u)" = 0 ]; then
-    launcher='' address=unix:///run/buildkit/buildkitd.sock
-else
-    launcher=$ROOTLESSKIT address=unix://$XDG_RUNTIME_DIR/buildkit/buildkitd.sock
-fi
+launcher=''
+[ "$(id -u)" = 0 ] || launcher=$ROOTLESSKIT
 
-log=$(mktemp)
+# Each run has a socket of its own: another one's daemon may be in this container.
+dir=$(mktemp -d)
+log=$dir/log address=unix://$dir/buildkitd.sock
 running=''
 finish() {
     status=$?
@@ -29,7 +28,7 @@ finish() {
         kill "$pid" 2>/dev/null || true
         wait "$pid" || true
     done
-    rm -f "$log"
+    rm -rf "$dir"
     exit "$status"
 }
 trap finish EXIT
