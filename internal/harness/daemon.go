@@ -47,8 +47,21 @@ func (d *Daemon) Start(ctx context.Context) error {
 	return err
 }
 
-// Kill kills the process that runs now, so that d.Kill as a function does, too.
-func (d *Daemon) Kill() { d.Process.Kill() }
+// Kill kills the process that runs now, if there is one, so that d.Kill as a function
+// does, too.
+func (d *Daemon) Kill() {
+	if d.Process != nil {
+		d.Process.Kill()
+	}
+}
+
+// Stop stops the process that runs now, if there is one.
+func (d *Daemon) Stop() error {
+	if d.Process == nil {
+		return nil
+	}
+	return d.Process.Stop()
+}
 
 // Command is what Start runs.
 func (d *Daemon) Command(ctx context.Context) *exec.Cmd {

@@ -9,6 +9,7 @@
 package harness
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -39,7 +40,9 @@ func RemoveAll(dir string) error {
 	}
 	// The last one mounted may lie on or below an earlier one.
 	for _, m := range slices.Backward(mounts) {
-		if err := syscall.Unmount(m.Mountpoint, syscall.MNT_DETACH); err != nil {
+		err := syscall.Unmount(m.Mountpoint, syscall.MNT_DETACH)
+		gone := errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOENT) // meanwhile, with another mount
+		if err != nil && !gone {
 			return fmt.Errorf("unmount %s: %w", m.Mountpoint, err)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -90,8 +91,12 @@ func StartSnapshotter(ctx context.Context, tools Tools, dir string, flags ...str
 	socket = filepath.Join(dir, "stargz.sock")
 	cmd := exec.Command(tools.Path("stargz-snapshotter"), append(flags, "-root", filepath.Join(dir, "stargz"), "-address", socket)...)
 	p, err = Start(ctx, dir, "stargz-snapshotter", cmd, func() bool {
-		_, err := os.Stat(socket)
-		return err == nil
+		conn, err := net.Dial("unix", socket)
+		if err != nil {
+			return false // there may be one of an earlier snapshotter
+		}
+		_ = conn.Close()
+		return true
 	})
 	return p, socket, err
 }

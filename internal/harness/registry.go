@@ -3,6 +3,8 @@ package harness
 import (
 	"context"
 	_ "embed"
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,11 +34,18 @@ func StartRegistry(ctx context.Context, tools Tools, dir string) (*Registry, err
 		"REGISTRY_LOG_LEVEL=info",
 		"REGISTRY_HTTP_ADDR=127.0.0.1:0",
 		"REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY="+filepath.Join(dir, "registry"))
+	name := filepath.Join(dir, "registry.log")
+	earlier, err := os.ReadFile(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
 	r := &Registry{}
-	var err error
 	r.Process, err = Start(ctx, dir, "registry", cmd, func() bool {
-		log, err := os.ReadFile(filepath.Join(dir, "registry.log"))
-		if found := listening.FindSubmatch(log); err == nil && found != nil {
+		log, err := os.ReadFile(name)
+		if err != nil {
+			return false
+		}
+		if found := listening.FindSubmatch(log[len(earlier):]); found != nil {
 			r.Address = string(found[1])
 		}
 		return r.Address != ""
