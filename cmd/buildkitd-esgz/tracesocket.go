@@ -67,6 +67,13 @@ func listenIn(dir *os.File, name string) (net.Listener, error) {
 		return nil, err
 	}
 	l, err := net.Listen("unix", path)
+	if bind := new(os.SyscallError); errors.As(err, &bind) {
+		// The rest of the error is the path of the descriptor.
+		if unsupported(bind.Err) {
+			return nil, fmt.Errorf("%w; if the filesystem has no sockets, choose a path on another one", bind)
+		}
+		return nil, bind
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -76,6 +83,11 @@ func listenIn(dir *os.File, name string) (net.Listener, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// unsupported tells the errors of filesystems that cannot make a socket.
+func unsupported(err error) bool {
+	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS)
 }
 
 // stop closes the socket, which removes it.

@@ -11,6 +11,7 @@ import (
 	"github.com/moby/buildkit/util/tracing"
 	"github.com/stretchr/testify/require"
 	tracev1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 )
@@ -64,4 +65,18 @@ func TestTraceSocketRefuses(t *testing.T) {
 	path := t.TempDir()
 	_, err := startTraceSocket(path, nil)
 	require.ErrorContains(t, err, fmt.Sprintf("otel.socketPath (--otel-socket-path) %s: ", path))
+}
+
+// A root directory may be on a filesystem that has no sockets.
+func TestTraceSocketUnsupported(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts")
+	}
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount("devpts", dir, "devpts", 0, "")) // every kernel has it, and it has no sockets
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
+	path := filepath.Join(dir, "otel-grpc.sock")
+	_, err := startTraceSocket(path, nil)
+	require.EqualError(t, err, "otel.socketPath (--otel-socket-path) "+path+
+		": bind: operation not permitted; if the filesystem has no sockets, choose a path on another one")
 }
