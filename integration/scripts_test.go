@@ -12,27 +12,6 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// A script ends containers when it exits, but none of the user's own containerd.
-func TestScriptsLeaveContainers(t *testing.T) {
-	cache, called := t.TempDir(), filepath.Join(t.TempDir(), "called")
-	require.NoError(t, os.Mkdir(filepath.Join(cache, "bin"), 0o755))
-	ctr := "#!/bin/sh\necho \"$CONTAINERD_NAMESPACE $@\" >>" + called + "\n"
-	require.NoError(t, os.WriteFile(filepath.Join(cache, "bin", "ctr"), []byte(ctr), 0o755))
-	run := func(script string) {
-		cmd := exec.Command("bash", "-c", ". ../hack/lib.sh\n"+script)
-		cmd.Env = append(os.Environ(), "BUILDKITD_ESGZ_CACHE="+cache,
-			"CONTAINERD_ADDRESS=/run/users/containerd.sock", "CONTAINERD_NAMESPACE=k8s.io")
-		out, err := cmd.CombinedOutput()
-		require.NoError(t, err, "%s", out)
-	}
-	run("")
-	require.NoFileExists(t, called)
-	run("export CONTAINERD_ADDRESS=ours")
-	written, err := os.ReadFile(called)
-	require.NoError(t, err)
-	require.Equal(t, " tasks ls -q\n", string(written))
-}
-
 // What two runs make at the same time is made once, and is whole.
 func TestScriptsSideBySide(t *testing.T) {
 	needs(t)
@@ -62,20 +41,6 @@ echo called >>"$BUILDKITD_ESGZ_CACHE/calls"
 	require.NoError(t, err)
 	require.Equal(t, "called\n", string(calls))
 	require.NoError(t, exec.Command("tar", "--extract", "--to-stdout", "--file", filepath.Join(cache, "base", "rootfs.tar"), "./etc/numbers").Run())
-}
-
-// A port is chosen by the server that listens on it, so that no two scripts take one.
-func TestScriptsPorts(t *testing.T) {
-	cache := programs(t, map[string]string{
-		"docker-registry": `echo "listening on ${REGISTRY_HTTP_ADDR%:0}:1234"`,
-		"shape":           `echo "$2" | sed 's/:0$/:5678/'`,
-		"curl":            "",
-	})
-	require.Equal(t, "127.0.0.1:1234 127.0.0.1:5678\n", script(t, cache, "", `. ../hack/lib.sh
-scratch
-start_registry
-start_slow_line
-echo "$registry $far"`))
 }
 
 // Tools are installed by one run at a time, whatever an interrupted one has left.
