@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"flag"
-	"fmt"
 	"log"
 	"os"
 	"os/signal"
@@ -85,14 +84,17 @@ func names() string {
 
 // run measures, and writes the results to a directory.
 func (b *bench) run(ctx context.Context, what benchmark, dir string) error {
+	about, err := b.about(what)
+	if err != nil {
+		return err
+	}
 	if err := b.writeBakeFile(); err != nil {
 		return err
 	}
 	if err := what.measure(b, ctx); err != nil {
 		return err
 	}
-	raw := about(what.title, fmt.Sprintf("hack/bench -runs %d %s", b.runs, what.name)) + b.raw.String()
-	return os.WriteFile(filepath.Join(dir, what.name+".txt"), []byte(raw), 0o644)
+	return os.WriteFile(filepath.Join(dir, what.name+".txt"), []byte(about+b.raw.String()), 0o644)
 }
 
 // turns has every side measured once in each run. Their order is turned around from

@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"os/exec"
 	"runtime"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -52,28 +52,31 @@ func (b *bench) add(work, side string, readings ...reading) {
 func word(text string) string { return strings.NewReplacer(" ", "_", "/", "_").Replace(text) }
 
 // about are the first lines of raw results.
-func about(title, command string) string {
+func (b *bench) about(what benchmark) (string, error) {
+	commit, err := b.commit()
+	if err != nil {
+		return "", err
+	}
 	var uname unix.Utsname
 	_ = unix.Uname(&uname)
 	info, _ := os.ReadFile("/proc/cpuinfo")
 	_, rest, _ := strings.Cut(string(info), "model name\t: ")
 	cpu, _, _ := strings.Cut(rest, "\n")
-	return fmt.Sprintf("title: %s\ngoos: %s\ngoarch: %s\ncpu: %s\nmachine: %d cores, Linux %s, %s\ncommit: %s\ndate: %s\ncommand: %s\n",
-		title, runtime.GOOS, runtime.GOARCH, cpu, runtime.NumCPU(), unix.ByteSliceToString(uname.Release[:]), runtime.Version(),
-		revision(), time.Now().Format(time.DateOnly), command)
+	return fmt.Sprintf("title: %s\ngoos: %s\ngoarch: %s\ncpu: %s\nmachine: %d cores, Linux %s, %s\ncommit: %s\ndate: %s\ncommand: hack/bench -runs %d %s\n",
+		what.title, runtime.GOOS, runtime.GOARCH, cpu, runtime.NumCPU(), unix.ByteSliceToString(uname.Release[:]), runtime.Version(),
+		commit, time.Now().Format(time.DateOnly), b.runs, what.name), nil
 }
 
-// revision is the commit that this program was built from.
-func revision() string {
-	commit, changes := "unknown", ""
-	info, _ := debug.ReadBuildInfo()
-	for _, s := range info.Settings {
-		switch {
-		case s.Key == "vcs.revision":
-			commit = s.Value[:12]
-		case s.Key == "vcs.modified" && s.Value == "true":
-			changes = " with changes"
-		}
+// commit is the one that the programs were built from, in hack/bench, and whether
+// something but the documentation was changed since.
+func (b *bench) commit() (string, error) {
+	out, err := exec.Command("git", "-C", b.repo, "rev-parse", "--short=12", "HEAD").Output()
+	if err != nil {
+		return "", fmt.Errorf("git rev-parse: %w", err)
 	}
-	return commit + changes
+	commit := strings.TrimSpace(string(out))
+	if exec.Command("git", "-C", b.repo, "diff", "--quiet", "HEAD", "--", ".", ":!docs").Run() != nil {
+		commit += " with changes"
+	}
+	return commit, nil
 }
