@@ -70,12 +70,12 @@ func spread(values []float64, scale float64) string {
 	return fmt.Sprintf("%s ± %.0f %%", shown, 100*far/median)
 }
 
-// decimals shows three digits, or all in front of the point.
+// decimals shows four digits, or all in front of the point.
 func decimals(v float64) string {
-	if v >= 100 {
+	if v >= 1000 {
 		return fmt.Sprintf("%.0f", v)
 	}
-	return fmt.Sprintf("%.3g", v)
+	return fmt.Sprintf("%.4g", v)
 }
 
 // display is how a unit is shown to people, and what its values are multiplied with.
