@@ -133,10 +133,15 @@ func (p *Process) Stop() error {
 	}
 }
 
-// Kill gives the process no chance to end by itself.
+// Kill gives the process no chance to end by itself. It panics if the process has not
+// ended after a minute: a thread of it is stuck in the kernel.
 func (p *Process) Kill() {
 	p.Signal(syscall.SIGKILL)
-	<-p.done
+	select {
+	case <-p.done:
+	case <-time.After(patience):
+		panic(fmt.Sprintf("%s, process %d, was killed and has not ended", p.name, p.Pid()))
+	}
 }
 
 // Signal sends a signal, if the process has not ended.

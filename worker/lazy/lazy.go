@@ -18,11 +18,13 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/disk"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/blob"
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/lazyfs"
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/lazyfs/watchdog"
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/snapshot"
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
 )
@@ -30,6 +32,7 @@ import (
 // Layers are all lazy layers of a worker. It is safe for concurrent use.
 type Layers struct {
 	opts  Options
+	root  string
 	line  *blob.Line
 	store *store.Store
 	ahead *lookahead
@@ -42,6 +45,8 @@ type Layers struct {
 	blobs   map[string]*blob.Blob // of mounted and announced layers, by ID
 	mounted map[string]*layer     // by ID
 	mounts  map[string]*mount     // by directory
+
+	watchdog *watchdog.Watchdog // of the mounts; nil before the first one
 
 	watches map[*watch]struct{}
 }
@@ -96,7 +101,7 @@ func New(root string, opts Options) (*Layers, error) {
 		Room:          s.has,
 	})
 	l := &Layers{
-		opts: opts, line: line, store: st, ahead: newLookahead(), gate: g, space: s, metrics: m,
+		opts: opts, root: root, line: line, store: st, ahead: newLookahead(), gate: g, space: s, metrics: m,
 		access: access{alive: opts.Alive, grants: map[grant]struct{}{}, homes: map[string][]place{}},
 		blobs:  map[string]*blob.Blob{}, mounted: map[string]*layer{}, mounts: map[string]*mount{},
 		watches: map[*watch]struct{}{},
@@ -300,6 +305,7 @@ func (l *Layers) Mount(id, dir string, labels map[string]string) error {
 	if err != nil {
 		return err
 	}
+	l.startWatchdog()
 	if m.server, err = lazyfs.Mount(dir, layer, l.fsOptions()); err != nil {
 		defer l.release(id)
 		if lazyfs.Empty(layer) {
@@ -309,6 +315,22 @@ func (l *Layers) Mount(id, dir string, labels map[string]string) error {
 	}
 	l.enter(dir, m)
 	return err
+}
+
+// startWatchdog starts the watchdog of the mounts, unless there is one.
+func (l *Layers) startWatchdog() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.watchdog != nil {
+		return
+	}
+	dir, err := filepath.EvalSymlinks(l.root) // as the kernel lists mounts
+	if err == nil {
+		l.watchdog, err = watchdog.Start(lazyfs.Type, dir)
+	}
+	if err != nil {
+		bklog.L.WithError(err).Warn("the daemon may not end when it is killed while it reads lazy layers")
+	}
 }
 
 func (l *Layers) fsOptions() lazyfs.Options {
@@ -487,9 +509,14 @@ func (l *Layers) Close() error {
 	l.mu.Lock()
 	mounted := slices.Collect(maps.Values(l.mounted))
 	clear(l.mounted)
+	started := l.watchdog
 	l.mu.Unlock()
 	for _, layer := range mounted { // which ask for the lock as long as they fetch
 		layer.stop()
 	}
-	return l.store.Close()
+	var err error
+	if started != nil {
+		err = started.Close()
+	}
+	return errors.Join(err, l.store.Close())
 }

@@ -9,8 +9,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/lazyfs/watchdog"
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
 )
 
 const aloneDir = "LAZYFS_ALONE_DIR"
@@ -66,6 +70,58 @@ func TestAlone(t *testing.T) {
 	require.Len(t, read(t, dir, "large"), 10<<20)
 	require.Len(t, names(t, dir), 501)
 	fmt.Println("all read")
+	select {}
+}
+
+const stuckDir = "LAZYFS_STUCK_DIR"
+
+// TestKilledWhileAsking kills a process that waits for an answer of its own mount. The
+// request has been received, so that only the end of the connection ends the wait.
+func TestKilledWhileAsking(t *testing.T) {
+	needMounts(t)
+	dir := t.TempDir()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestStuck$")
+	cmd.Env = append(os.Environ(), stuckDir+"="+dir)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	line, err := bufio.NewReader(out).ReadString('\n')
+	require.NoError(t, err)
+	require.Equal(t, "asked\n", line)
+	require.NoError(t, cmd.Process.Kill())
+	ended := make(chan error)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		require.Error(t, err)
+		require.NoError(t, Clear(filepath.Join(dir, "mount")))
+	case <-time.After(soon):
+		assert.Fail(t, "the process that was killed has not ended")
+		require.NoError(t, unix.Unmount(filepath.Join(dir, "mount"), unix.MNT_FORCE|unix.MNT_DETACH))
+		<-ended
+	}
+}
+
+func TestStuck(t *testing.T) {
+	dir := os.Getenv(stuckDir)
+	if dir == "" {
+		t.Skip("is run by TestKilledWhileAsking")
+	}
+	_, err := watchdog.Start(Type, dir)
+	require.NoError(t, err)
+	mount := filepath.Join(dir, "mount")
+	require.NoError(t, os.Mkdir(mount, 0o755))
+	_, err = Mount(mount, deaf{layerOf()}, Options{})
+	require.NoError(t, err)
+	_, err = os.Stat(filepath.Join(mount, "file"))
+	require.NoError(t, err)
+}
+
+// deaf never answers what it has in its root.
+type deaf struct{ *fake }
+
+func (deaf) Lookup(store.Node, string) (store.Node, bool) {
+	fmt.Println("asked")
 	select {}
 }
 

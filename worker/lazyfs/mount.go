@@ -9,8 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fsName is what a mount is called in /proc/mounts.
-const fsName = "lazyfs"
+const (
+	// fsName is what a mount is called in /proc/mounts.
+	fsName = "lazyfs"
+	// Type is the filesystem type of a mount.
+	Type = "fuse." + fsName
+)
 
 // mount returns the kernel's end of a new mount.
 func mount(dir string) (*os.File, error) {
@@ -21,7 +25,7 @@ func mount(dir string) (*os.File, error) {
 	}
 	options := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,max_read=%d,allow_other,default_permissions",
 		fd, unix.S_IFDIR, os.Geteuid(), os.Getegid(), maxRead)
-	err = unix.Mount(fsName, dir, "fuse."+fsName, unix.MS_RDONLY, options)
+	err = unix.Mount(fsName, dir, Type, unix.MS_RDONLY, options)
 	if err == nil {
 		return os.NewFile(uintptr(fd), "/dev/fuse"), nil
 	}
