@@ -27,24 +27,35 @@ func (d *decorated) LoadRef(ctx context.Context, id string, hidden bool) (cache.
 	if hidden {
 		opts = append(opts, cache.NoUpdateLastUsed)
 	}
+	return d.get(ctx, id, d.handlerIn(ctx), opts...)
+}
+
+// get gets a reference with handlers for its lazy layers.
+func (d *decorated) get(ctx context.Context, id string, of func(blob digest.Digest) *cache.DescHandler, opts ...cache.RefOption) (cache.ImmutableRef, error) {
 	pg := solver.ProgressControllerFromContext(ctx)
 	get := func(handlers cache.DescHandlers) (cache.ImmutableRef, error) {
 		return d.CacheMgr.Get(ctx, id, pg, append(opts[:len(opts):len(opts)], handlers)...)
 	}
-	return withHandlers(get, func(blob digest.Digest) *cache.DescHandler {
+	return withHandlers(get, of)
+}
+
+// handlerIn returns the handlers of the layers of a build's images, and of those that
+// are mounted.
+func (d *decorated) handlerIn(ctx context.Context) func(blob digest.Digest) *cache.DescHandler {
+	return func(blob digest.Digest) *cache.DescHandler {
 		if h := ofBuild(ctx, blob); h != nil {
 			return h
 		}
 		return d.ofLayer(blob)
-	})
+	}
 }
 
 // withHandlers gets a reference with handlers for the blobs that it needs some
 // for. Which ones get names are those that it was given none for.
-func withHandlers(get func(cache.DescHandlers) (cache.ImmutableRef, error), of func(blob digest.Digest) *cache.DescHandler) (cache.ImmutableRef, error) {
+func withHandlers[Ref any](get func(cache.DescHandlers) (Ref, error), of func(blob digest.Digest) *cache.DescHandler) (ref Ref, err error) {
 	handlers := cache.DescHandlers{}
 	for {
-		ref, err := get(handlers)
+		ref, err = get(handlers)
 		var missing cache.NeedsRemoteProviderError
 		if !errors.As(err, &missing) {
 			return ref, err
@@ -52,7 +63,7 @@ func withHandlers(get func(cache.DescHandlers) (cache.ImmutableRef, error), of f
 		for _, blob := range missing {
 			h := of(blob)
 			if h == nil || handlers[blob] != nil {
-				return nil, err
+				return ref, err
 			}
 			handlers[blob] = h
 		}
@@ -72,6 +83,9 @@ func ofBuild(ctx context.Context, blob digest.Digest) *cache.DescHandler {
 
 // ofLayer returns one for the blob of a layer that is mounted.
 func (d *decorated) ofLayer(blob digest.Digest) *cache.DescHandler {
+	if d.opt.layers == nil {
+		return nil
+	}
 	origin, ok := d.opt.layers.Origin(blob)
 	if !ok {
 		return nil

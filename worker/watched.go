@@ -11,7 +11,6 @@ import (
 	"github.com/moby/buildkit/executor/resources/types"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
-	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/bklog"
 	bkworker "github.com/moby/buildkit/worker"
 	"github.com/opencontainers/go-digest"
@@ -182,9 +181,4 @@ func usedBy(results ...solver.Result) func(digest.Digest) bool {
 			return ok && ref.ImmutableRef != nil && ref.ImmutableRef.DescHandler(blob) != nil
 		})
 	}
-}
-
-func isFileOp(v solver.Vertex) bool {
-	op, ok := v.Sys().(*pb.Op)
-	return ok && op.GetFile() != nil
 }

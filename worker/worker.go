@@ -125,8 +125,8 @@ func (d *decorated) Exporter(name string, sm *session.Manager) (exporter.Exporte
 	return e, nil
 }
 
-// ResolveOp returns BuildKit's operation. File operations, which the daemon does
-// itself, are watched if there are lazy layers to read. Commands that are marked
+// ResolveOp returns BuildKit's operation. Those that the daemon does itself, upon files,
+// are watched if there are lazy layers to read. Commands that are marked
 // get an executor of their own, which records. Provenance looks at the types of
 // operations, so that a command stays BuildKit's.
 func (d *decorated) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm *session.Manager, proxy bkworker.ProxyOpt) (solver.Op, error) {
@@ -139,10 +139,19 @@ func (d *decorated) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm 
 		return d.execOp(v, op.GetExec(), op.Platform, d.WorkerOpt.Executor, sm, proxy)
 	}
 	op, err := d.Worker.ResolveOp(v, s, sm, proxy)
-	if err != nil || d.opt.layers == nil || !isFileOp(v) {
+	is, ok := v.Sys().(*pb.Op)
+	if err != nil || d.opt.layers == nil || !ok {
 		return op, err
 	}
-	return &watchedOp{Op: op, layers: d.opt.layers, cache: d.CacheMgr}, nil
+	watched := watchedOp{Op: op, layers: d.opt.layers, cache: d.CacheMgr}
+	switch {
+	case is.GetFile() != nil:
+		return &watched, nil
+	case is.GetMerge() != nil, is.GetDiff() != nil:
+		return &computedOp{watchedOp: watched, worker: d, diff: is.GetDiff() != nil}, nil
+	default:
+		return op, nil
+	}
 }
 
 // execOp is what BuildKit's worker does for a command, with an executor.
