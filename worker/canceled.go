@@ -7,6 +7,7 @@ import (
 	"github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/executor/resources/types"
 	"github.com/moby/buildkit/session"
+	"github.com/opencontainers/go-digest"
 )
 
 // A lastRun keeps a command that was canceled from leaving what it wrote in use.
@@ -16,12 +17,14 @@ import (
 // results, which cannot be pruned until the daemon ends. Those of a canceled command
 // are not committed here, and the operation releases them itself.
 //
-// It also tells the executor the sessions.
+// It also tells the executor the sessions, and the cache the handlers of lazy layers.
 type lastRun struct {
 	canceled error
 	// sessions are those of the builds that share the command. BuildKit's operation
 	// passes them to the cache, but not to the executor.
 	sessions session.Group
+	// handlers are those of the lazy layers that a cache mount may be upon.
+	handlers func(ctx context.Context) func(blob digest.Digest) *cache.DescHandler
 }
 
 type sessionsKey struct{}
@@ -66,6 +69,15 @@ func (c *toldCache) New(ctx context.Context, parent cache.ImmutableRef, s sessio
 		return nil, err
 	}
 	return &toldRef{ref, c.run}, nil
+}
+
+// GetMutable gets a cache mount of an earlier command. BuildKit's operation gives no
+// handlers, and makes another one if some are needed.
+func (c *toldCache) GetMutable(ctx context.Context, id string, opts ...cache.RefOption) (cache.MutableRef, error) {
+	get := func(handlers cache.DescHandlers) (cache.MutableRef, error) {
+		return c.Manager.GetMutable(ctx, id, append(opts[:len(opts):len(opts)], handlers)...)
+	}
+	return withHandlers(get, c.run.handlers(ctx))
 }
 
 type toldRef struct {

@@ -164,7 +164,7 @@ func (d *decorated) execOp(v solver.Vertex, exec *pb.ExecOp, platform *pb.Platfo
 	if proxied && proxy.Policy != nil {
 		by = &proxiedExecutor{Executor: by, policy: proxy.Policy}
 	}
-	var run lastRun
+	run := lastRun{handlers: d.handlerIn}
 	return ops.NewExecOp(v, &pb.Op_Exec{Exec: exec}, platform, run.cache(d.CacheMgr), d.ParallelismSem, sm, run.executor(by), d.Worker, resources, proxied)
 }
 

@@ -1,0 +1,29 @@
+package integration
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A cache mount upon a lazy base is the same one in the next build, and after a restart.
+func TestLazyCacheMount(t *testing.T) {
+	needs(t)
+	name := pushLazy(t)
+	want := sums(t, registry(t)+"/"+name)
+	g := newGate(t)
+	d := startLazy(t, onDemand)
+	count := func(build int, then string) *progress {
+		return d.build(t, writeFiles(t, map[string]string{"Dockerfile": "FROM " + g.address + "/" + name + " AS base\nFROM " + busybox(t) +
+			"\nRUN --mount=type=cache,target=/cache,from=base cd /cache && echo >>builds && echo builds: $(wc -l <builds)" + then + " # " + fmt.Sprint(build) + "\n"}))
+	}
+	require.Contains(t, count(1, "").logs.String(), "builds: 1\n")
+	require.Contains(t, count(2, "").logs.String(), "builds: 2\n")
+	d.Kill()
+	d.start(t)
+	p := count(3, " && cat one two small/* | md5sum")
+	require.Contains(t, p.logs.String(), "builds: 3\n")
+	require.Equal(t, want, sum(t, p))
+	g.requireLazy(t, name)
+}
