@@ -276,6 +276,44 @@ func TestRestartWithoutFUSE(t *testing.T) {
 	requirePruned(t, d)
 }
 
+// A layer that is unpacked upon one layer, and was mounted upon another since, is
+// unpacked there as well, with the credentials of the build that uses it.
+func TestUnpackedUponTwo(t *testing.T) {
+	needs(t)
+	g := newGate(t)
+	shared := make([]byte, 12_000_000)
+	_, err := rand.NewChaCha8([32]byte{}).Read(shared)
+	require.NoError(t, err)
+	dir := writeFiles(t, map[string]string{"shared": string(shared),
+		"Dockerfile": "FROM " + busybox(t) + "\nARG FIRST\nRUN echo $FIRST >/first\nCOPY --link shared /\n"})
+	top := map[string]bool{}
+	push := func(first string) (base string) {
+		name := "/" + repositoryName(t) + ":" + first
+		startDaemon(t, ours).build(t, dir, "--build-arg=FIRST="+first, "--output", estargz(registry(t)+name))
+		layers := layerDigests(t, registry(t)+name)
+		top[layers[len(layers)-1]] = true
+		return g.address + name
+	}
+	one, two := push("one"), push("two")
+	require.Len(t, top, 1, "the layer that both have")
+	d := startLazy(t, onDemand)
+	restart := func(binary string) {
+		d.Kill()
+		d.Binary = binary
+		d.start(t)
+	}
+	d.build(t, upon(t, one, "true"))
+	restart(withoutFUSE(t))
+	d.build(t, upon(t, one, "cat /shared | wc -c"))
+	restart(ours)
+	d.build(t, upon(t, two, "true"))
+	restart(withoutFUSE(t))
+	_, err = d.as(t, g.address, "builder", "wrong").tryBuild(t, upon(t, two, "cat /shared | wc -c"))
+	require.Error(t, err)
+	require.Contains(t, d.build(t, upon(t, two, "cat /shared | wc -c")).logs.String(), fmt.Sprintln(len(shared)))
+	require.Empty(t, d.mounts(t))
+}
+
 // While the layers below the result of a cached step are unpacked, garbage collection,
 // du and other builds that use the result do not wait. A build that is cancelled ends it.
 func TestUnpackingHoldsUpNobody(t *testing.T) {

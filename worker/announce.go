@@ -63,11 +63,23 @@ func (a *announcing) Prepare(ctx context.Context, key, parent string, opts ...sn
 	ctx = lazy.WithLabels(ctx, wanted.Labels)
 	err := a.Snapshotter.Prepare(ctx, key, parent, append(slices.Clone(opts), withOnly(kept))...)
 	if errdefs.IsAlreadyExists(err) { // the lazy snapshot does
-		if refused := a.layers.Announce(ctx, wanted.Labels); refused != nil {
+		there, missing := a.Stat(ctx, wanted.Labels[targetLabel])
+		if missing != nil {
+			return missing
+		}
+		if refused := a.announce(ctx, there, wanted.Labels); refused != nil {
 			return refused
 		}
 	}
 	return err
+}
+
+// announce tells the layer of a lazy snapshot of the builds in the labels of a call.
+func (a *announcing) announce(ctx context.Context, there snapshots.Info, call map[string]string) error {
+	labels := map[string]string{}
+	maps.Copy(labels, there.Labels)
+	maps.Copy(labels, call)
+	return a.layers.Announce(ctx, labels)
 }
 
 // withOnly replaces all labels.
@@ -89,9 +101,7 @@ func (a *announcing) Update(ctx context.Context, info snapshots.Info, fieldpaths
 		return there, err
 	}
 	if _, ok := there.Labels[remoteLabel]; ok && brings(info.Labels, kept) {
-		labels := maps.Clone(there.Labels)
-		maps.Copy(labels, info.Labels)
-		if err := a.layers.Announce(ctx, labels); err != nil {
+		if err := a.announce(ctx, there, info.Labels); err != nil {
 			return there, err
 		}
 	}

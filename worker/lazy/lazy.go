@@ -235,20 +235,20 @@ func (l *Layers) missing(blobs []digest.Digest) ([]digest.Digest, error) {
 	}), err
 }
 
-// Announce tells a layer of a build that is about to use it. The error of one
-// that may not read what is missing of it names the host and the cause.
+// Announce tells the layer of a snapshot of a build that is about to use it. The error
+// of one that may not read what is missing of it names the host and the cause.
 func (l *Layers) Announce(ctx context.Context, labels map[string]string) error {
 	key, err := keyOf(labels)
 	if err != nil {
 		return nil //nolint:nilerr // it is not ours
 	}
-	id, places := idOf(key), l.places(labels)
-	l.mu.Lock()
-	mounted, unpacked := l.mounted[id], l.isUnpacked(id)
-	l.mu.Unlock()
-	if mounted == nil && unpacked {
+	if _, ok := labels[snapshot.UnpackedLabel]; ok {
 		return nil // as with a layer that was pulled
 	}
+	id, places := idOf(key), l.places(labels)
+	l.mu.Lock()
+	mounted := l.mounted[id]
+	l.mu.Unlock()
 	complete := mounted != nil && mounted.Complete()
 	if mounted == nil {
 		stored, err := l.store.Layer(key) // it may be one that cannot be mounted here

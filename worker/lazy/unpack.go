@@ -61,14 +61,3 @@ func (l *Layers) Unpacked(dir string) bool {
 	m := l.mounts[dir]
 	return m != nil && m.unpacked != nil
 }
-
-// isUnpacked says whether they stand in any, or there are none. Call it with the
-// lock held.
-func (l *Layers) isUnpacked(id string) bool {
-	for _, m := range l.mounts {
-		if m.id == id && (m.unpacked != nil || m.empty) {
-			return true
-		}
-	}
-	return false
-}
