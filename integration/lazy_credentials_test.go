@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bufio"
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/moby/buildkit/client"
 	"github.com/stretchr/testify/require"
@@ -154,6 +156,68 @@ func TestLazySharedStep(t *testing.T) {
 	require.NoError(t, second.Wait(), p.text())
 	require.Equal(t, sums(t, registry(t)+"/"+name), sum(t, p))
 	g.requireLazy(t, name)
+}
+
+// A build reads the result of a cached step with its own credentials, though BuildKit
+// has it mounted for a build that has ended.
+func TestLazyCachedResult(t *testing.T) {
+	needs(t)
+	name := pushLazy(t)
+	for how, second := range map[string][]string{
+		"mounted":  {"RUN --mount=from=cached,source=/one,target=/c md5sum /c"},
+		"exported": {"", "--target=cached", "--output=type=tar,dest=/dev/null"},
+	} {
+		t.Run(how, func(t *testing.T) {
+			g := newGate(t)
+			dockerfile := func(last string) string {
+				return writeFiles(t, map[string]string{"Dockerfile": "FROM " + g.address + "/" + name + " AS cached\nRUN echo made >/made\nFROM " + busybox(t) + "\n" + last + "\n"})
+			}
+			d := startLazy(t, onDemand)
+			d.build(t, dockerfile("RUN --mount=from=cached,source=/made,target=/c cat /c"))
+			_, err := d.as(t, g.address, "builder", "wrong").tryBuild(t, dockerfile(second[0]), second[1:]...)
+			require.Error(t, err)
+			d.build(t, dockerfile(second[0]), second[1:]...)
+			g.requireLazy(t, name)
+		})
+	}
+}
+
+// While a registry is asked whether a build may read the result of a cached step, others
+// do not wait.
+func TestAskingHoldsUpNobody(t *testing.T) {
+	needs(t)
+	name := pushLazy(t)
+	g := newGate(t)
+	dockerfile := func(last string) string {
+		return writeFiles(t, map[string]string{"Dockerfile": "FROM " + g.address + "/" + name + " AS cached\nRUN echo made >/made\nFROM " + busybox(t) + "\n" + last + "\n"})
+	}
+	d := startLazy(t, onDemand+"mount_timeout = \"10m\"\n")
+	d.build(t, dockerfile("RUN --mount=from=cached,source=/made,target=/c cat /c"))
+	d.Kill()
+	d.start(t)
+	asked, answer := make(chan struct{}, 1000), make(chan struct{})
+	release := sync.OnceFunc(func() { close(answer) })
+	defer release()
+	g.do(func(w http.ResponseWriter, r *http.Request) {
+		if isProbe(r) {
+			asked <- struct{}{}
+			<-answer
+		}
+		g.forward.ServeHTTP(w, r)
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	first := d.command(ctx, "buildx", "build", dockerfile("RUN --mount=from=cached,source=/one,target=/c md5sum /c"))
+	require.NoError(t, first.Start())
+	awaitRequest(ctx, t, asked)
+	soon, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	for _, args := range [][]string{{"buildctl", "du"}, {"buildctl", "prune", "--keep-duration=24h"}, {"buildx", "build", "--target=cached", dockerfile("")}} {
+		out, err := d.command(soon, args[0], args[1:]...).CombinedOutput()
+		require.NoError(t, err, "%v\n%s", args, out)
+	}
+	release()
+	require.NoError(t, first.Wait())
 }
 
 // requireNoSessions looks for labels with sessions in the databases of a daemon

@@ -24,9 +24,9 @@ import (
 // call what is below it within a transaction.
 //
 // It also sees to it that the lazy layers below a snapshot are mounted, or unpacked
-// where they cannot be: before a snapshot is made upon them, and otherwise when one is
-// mounted. BuildKit holds locks while it asks how to mount one, and none while it does
-// so, but cannot cancel that.
+// where they cannot be: before a snapshot is made upon them, and otherwise, if
+// [announcedCache] has not done so, when one is mounted. BuildKit holds locks while it
+// asks how to mount one, and none while it does so, but cannot cancel that.
 type announcing struct {
 	snapshot.Snapshotter
 	layers *lazy.Layers
@@ -100,7 +100,7 @@ func (a *announcing) Update(ctx context.Context, info snapshots.Info, fieldpaths
 	if err != nil {
 		return there, err
 	}
-	if _, ok := there.Labels[remoteLabel]; ok && brings(info.Labels, kept) {
+	if isLazy(there) && brings(info.Labels, kept) {
 		if err := a.announce(ctx, there, info.Labels); err != nil {
 			return there, err
 		}
@@ -153,13 +153,18 @@ func (a *announcing) lazyBelow(ctx context.Context, name string) ([]string, erro
 		if err != nil {
 			return nil, err
 		}
-		if _, ok := info.Labels[remoteLabel]; ok && info.Kind == snapshots.KindCommitted {
+		if isLazy(info) {
 			below = append(below, info.Labels[targetLabel])
 		}
 		name = info.Parent
 	}
 	slices.Reverse(below)
 	return below, nil
+}
+
+func isLazy(info snapshots.Info) bool {
+	_, ok := info.Labels[remoteLabel]
+	return ok && info.Kind == snapshots.KindCommitted
 }
 
 // A showing Mountable is one upon lazy layers.

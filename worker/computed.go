@@ -69,7 +69,7 @@ func (o *computedOp) use(ctx context.Context, g session.Group, ref cache.Immutab
 	if err := ref.Extract(ctx, g); err != nil {
 		return true, err
 	}
-	return true, o.announce(ctx, g, bkworker.NewWorkerRefResult(ref, o.worker.Worker))
+	return true, o.worker.announced.announce(ctx, ref, g)
 }
 
 // compute computes the files of a reference if there are diffs of lazy layers in it.

@@ -6,7 +6,6 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/executor/resources/types"
 	"github.com/moby/buildkit/session"
@@ -114,40 +113,12 @@ func (o Options) watched(e executor.Executor) executor.Executor {
 type watchedOp struct {
 	solver.Op
 	layers *lazy.Layers
-	cache  cache.Manager
 }
 
 func (o *watchedOp) Exec(ctx context.Context, job solver.JobContext, inputs []solver.Result) ([]solver.Result, error) {
 	end := o.layers.Watch(ctx, usedBy(inputs...), job.Session())
-	err := o.announce(ctx, job.Session(), inputs...)
-	if err != nil {
-		return nil, end(err)
-	}
 	outputs, err := o.Op.Exec(ctx, job, inputs)
 	return outputs, end(err)
-}
-
-// announce tells the lazy layers of results of the builds that are about to read them.
-// So does BuildKit, but not of a result that it has mounted for another build.
-func (o *watchedOp) announce(ctx context.Context, g session.Group, results ...solver.Result) error {
-	for _, r := range results {
-		ref, ok := r.Sys().(*bkworker.WorkerRef)
-		if !ok || ref.ImmutableRef == nil || !o.layers.Any(usedBy(r)) {
-			continue
-		}
-		// New, which announces them, leaks a reference if it has to extract and fails.
-		if err := ref.ImmutableRef.Extract(ctx, g); err != nil {
-			return err
-		}
-		upon, err := o.cache.New(ctx, ref.ImmutableRef, g)
-		if err != nil {
-			return err
-		}
-		if err := upon.Release(context.WithoutCancel(ctx)); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // CacheMap watches the contents being summed up, too.
@@ -161,10 +132,6 @@ func (o *watchedOp) CacheMap(ctx context.Context, job solver.JobContext, index i
 			m.Deps[i].ComputeDigestFunc = func(ctx context.Context, r solver.Result, g session.Group) (digest.Digest, error) {
 				end := o.layers.Watch(ctx, usedBy(r), g)
 				d, err := sum(ctx, r, g)
-				// What is known already needs no registry.
-				if err != nil && ctx.Err() == nil && o.announce(ctx, g, r) == nil {
-					d, err = sum(ctx, r, g)
-				}
 				return d, end(err)
 			}
 		}

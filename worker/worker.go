@@ -84,6 +84,8 @@ type decorated struct {
 	pruning sync.Mutex // held while records are chosen and deleted
 	walks   walks
 
+	announced *announcedCache // nil without the lazy snapshotter
+
 	conversions flightcontrol.Group[ocispecs.Descriptor]
 	exports     overlaps // calls of GetRemotes
 }
@@ -95,18 +97,26 @@ func newWorker(ctx context.Context, wopt base.WorkerOpt, opt Options) (bkworker.
 		opt.recorder = record.NewRecorder(wopt.Executor, opt.Marks)
 	}
 	wopt.Executor = opt.watched(wopt.Executor)
+	var announces *announcing
 	if opt.layers != nil {
 		if err := forgetSessions(ctx, wopt.Snapshotter); err != nil {
 			return nil, err
 		}
-		wopt.Snapshotter = &announcing{Snapshotter: wopt.Snapshotter, layers: opt.layers, show: opt.show}
+		announces = &announcing{Snapshotter: wopt.Snapshotter, layers: opt.layers, show: opt.show}
+		wopt.Snapshotter = announces
 		defer keepLazy(&wopt, opt.layers)()
 	}
 	w, err := base.NewWorker(ctx, wopt)
 	if err != nil {
 		return nil, err
 	}
-	return &decorated{Worker: w, opt: opt}, nil
+	d := &decorated{Worker: w, opt: opt}
+	if announces != nil {
+		d.announced = &announcedCache{w.CacheMgr, announces}
+		w.CacheMgr = d.announced
+		w.SourceManager.Register(&announcedSource{w.ImageSource, d.announced})
+	}
+	return d, nil
 }
 
 // Exporter returns BuildKit's exporter, wrapped if so configured. What wraps it
@@ -143,7 +153,7 @@ func (d *decorated) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm 
 	if err != nil || d.opt.layers == nil || !ok {
 		return op, err
 	}
-	watched := watchedOp{Op: op, layers: d.opt.layers, cache: d.CacheMgr}
+	watched := watchedOp{Op: op, layers: d.opt.layers}
 	switch {
 	case is.GetFile() != nil:
 		return &watched, nil

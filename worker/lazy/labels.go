@@ -146,6 +146,20 @@ func (l *Layers) public(labels map[string]string) []blob.Source {
 	return sources
 }
 
+// CallLabels are those that BuildKit adds to a lazy snapshot for some sessions: kept are
+// the labels by which the snapshot can be prepared.
+func CallLabels(kept map[string]string, sessions []string) map[string]string {
+	const id = ".call"
+	call := map[string]string{}
+	for name, value := range kept {
+		call[name+id] = value
+	}
+	for i, session := range sessions {
+		call[sessionLabel+"."+strconv.Itoa(i)+id] = session
+	}
+	return call
+}
+
 func sessionsOf(labels map[string]string, id string) []string {
 	var sessions []string
 	for i := 0; ; i++ {

@@ -409,17 +409,6 @@ func (l *Layers) At(dir string) (blob digest.Digest, ok bool) {
 	return m.key.Blob, true
 }
 
-// Any says whether a function returns true for the blob of a lazy layer.
-func (l *Layers) Any(is func(blob digest.Digest) bool) bool {
-	l.mu.Lock()
-	blobs := make([]digest.Digest, 0, len(l.mounts))
-	for _, m := range l.mounts {
-		blobs = append(blobs, m.key.Blob)
-	}
-	l.mu.Unlock()
-	return slices.ContainsFunc(blobs, is)
-}
-
 // layer returns the layer with this ID. It begins to fill up with the first
 // build that is announced. Call it with the lock held.
 func (l *Layers) layer(id string, labels map[string]string) (*layer, error) {

@@ -1,6 +1,7 @@
 package lazy
 
 import (
+	"maps"
 	"testing"
 	"time"
 
@@ -101,6 +102,12 @@ func TestLabels(t *testing.T) {
 		estargz.TOCDigestAnnotation: toc,
 		layersLabel:                 layer + "," + above, "not.for-one-call": "stays",
 	}, KeptLabels(labels))
+
+	kept := KeptLabels(labels)
+	call := CallLabels(kept, []string{"x", "y"})
+	require.Len(t, l.places(call), 2)
+	maps.Copy(call, kept)
+	require.Equal(t, kept, KeptLabels(call))
 
 	delete(labels, estargz.TOCDigestAnnotation)
 	_, err = l.ID(labels)

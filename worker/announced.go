@@ -1,0 +1,154 @@
+package worker
+
+import (
+	"context"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/buildkit/cache"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/snapshot"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/source"
+	"github.com/moby/buildkit/util/progress"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker/lazy"
+)
+
+// An announcedCache hands out results that tell their lazy layers of the builds that
+// mount them, before BuildKit does.
+//
+// BuildKit does so with the lock of the result's record held, for which du, prune and
+// other builds wait. It does not at all for a result that it has mounted for another
+// build: it keeps the mount of one upon which nothing was built. A session that was told
+// here has shown its rights, so that nobody is asked with the lock held.
+type announcedCache struct {
+	cache.Manager
+	snapshots *announcing
+}
+
+func (c *announcedCache) result(ref cache.ImmutableRef, err error) (cache.ImmutableRef, error) {
+	if err != nil || ref == nil {
+		return nil, err
+	}
+	return &announcedRef{ref, c}, nil
+}
+
+func (c *announcedCache) mutable(ref cache.MutableRef, err error) (cache.MutableRef, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &announcedMutable{ref, c}, nil
+}
+
+// bare returns BuildKit's own reference, which has the handlers of lazy layers.
+func bare(ref cache.ImmutableRef) cache.ImmutableRef {
+	if r, ok := ref.(*announcedRef); ok {
+		return r.ImmutableRef
+	}
+	return ref
+}
+
+func (c *announcedCache) GetByBlob(ctx context.Context, desc ocispecs.Descriptor, parent cache.ImmutableRef, opts ...cache.RefOption) (cache.ImmutableRef, error) {
+	return c.result(c.Manager.GetByBlob(ctx, desc, bare(parent), opts...))
+}
+
+func (c *announcedCache) Get(ctx context.Context, id string, pg progress.Controller, opts ...cache.RefOption) (cache.ImmutableRef, error) {
+	return c.result(c.Manager.Get(ctx, id, pg, opts...))
+}
+
+func (c *announcedCache) New(ctx context.Context, parent cache.ImmutableRef, s session.Group, opts ...cache.RefOption) (cache.MutableRef, error) {
+	return c.mutable(c.Manager.New(ctx, bare(parent), s, opts...))
+}
+
+func (c *announcedCache) GetMutable(ctx context.Context, id string, opts ...cache.RefOption) (cache.MutableRef, error) {
+	return c.mutable(c.Manager.GetMutable(ctx, id, opts...))
+}
+
+func (c *announcedCache) Merge(ctx context.Context, parents []cache.ImmutableRef, pg progress.Controller, opts ...cache.RefOption) (cache.ImmutableRef, error) {
+	bared := make([]cache.ImmutableRef, len(parents))
+	for i, parent := range parents {
+		bared[i] = bare(parent)
+	}
+	return c.result(c.Manager.Merge(ctx, bared, pg, opts...))
+}
+
+func (c *announcedCache) Diff(ctx context.Context, lower, upper cache.ImmutableRef, pg progress.Controller, opts ...cache.RefOption) (cache.ImmutableRef, error) {
+	return c.result(c.Manager.Diff(ctx, bare(lower), bare(upper), pg, opts...))
+}
+
+// announce tells the lazy layers of a result of the builds that are about to mount it,
+// and mounts or unpacks those that are not.
+func (c *announcedCache) announce(ctx context.Context, ref cache.ImmutableRef, s session.Group) error {
+	chain := ref.LayerChain()
+	defer chain.Release(context.WithoutCancel(ctx))
+	var below []string
+	for _, layer := range chain {
+		info, err := c.snapshots.Stat(ctx, layer.GetString("cache.snapshot"))
+		if errdefs.IsNotFound(err) {
+			continue // BuildKit is still to prepare it, or it is what a step has just written
+		}
+		if err != nil {
+			return err
+		}
+		if !isLazy(info) {
+			continue
+		}
+		if h := ref.DescHandler(digest.Digest(layer.GetString("cache.blob"))); h != nil {
+			if err := c.snapshots.announce(ctx, info, lazy.CallLabels(h.SnapshotLabels, session.AllSessionIDs(s))); err != nil {
+				return err
+			}
+		}
+		below = append(below, info.Labels[targetLabel])
+	}
+	return c.snapshots.show(ctx, below...)
+}
+
+type announcedRef struct {
+	cache.ImmutableRef
+	cache *announcedCache
+}
+
+func (r *announcedRef) Mount(ctx context.Context, readonly bool, s session.Group) (snapshot.Mountable, error) {
+	if err := r.cache.announce(ctx, r.ImmutableRef, s); err != nil {
+		return nil, err
+	}
+	return r.ImmutableRef.Mount(ctx, readonly, s)
+}
+
+func (r *announcedRef) Clone() cache.ImmutableRef {
+	return &announcedRef{r.ImmutableRef.Clone(), r.cache}
+}
+
+type announcedMutable struct {
+	cache.MutableRef
+	cache *announcedCache
+}
+
+func (r *announcedMutable) Commit(ctx context.Context) (cache.ImmutableRef, error) {
+	return r.cache.result(r.MutableRef.Commit(ctx))
+}
+
+// An announcedSource does so for images, which BuildKit takes from a cache of its own.
+type announcedSource struct {
+	source.Source
+	cache *announcedCache
+}
+
+func (s *announcedSource) Resolve(ctx context.Context, id source.Identifier, sm *session.Manager, v solver.Vertex) (source.SourceInstance, error) {
+	i, err := s.Source.Resolve(ctx, id, sm, v)
+	if err != nil {
+		return nil, err
+	}
+	return &announcedInstance{i, s.cache}, nil
+}
+
+type announcedInstance struct {
+	source.SourceInstance
+	cache *announcedCache
+}
+
+func (i *announcedInstance) Snapshot(ctx context.Context, job solver.JobContext) (cache.ImmutableRef, error) {
+	return i.cache.result(i.SourceInstance.Snapshot(ctx, job))
+}
