@@ -293,16 +293,10 @@ func (l *Layers) Mount(id, dir string, labels map[string]string) error {
 	if err != nil {
 		return err
 	}
-	if err := lazyfs.Clear(dir); err != nil {
-		return err
-	}
 	m := &mount{id: id, key: key, origin: originOf(labels)}
-	if m.unpacked, err = unpackedIn(dir); err != nil || m.unpacked != nil {
+	layer, err := l.toMount(m, dir, labels)
+	if layer == nil {
 		l.enter(dir, m)
-		return err
-	}
-	layer, err := l.acquire(id, labels)
-	if err != nil {
 		return err
 	}
 	l.startWatchdog()
@@ -315,6 +309,19 @@ func (l *Layers) Mount(id, dir string, labels map[string]string) error {
 	}
 	l.enter(dir, m)
 	return err
+}
+
+// toMount clears a directory and returns the layer that is to be mounted there, nil if
+// its files are there.
+func (l *Layers) toMount(m *mount, dir string, labels map[string]string) (*layer, error) {
+	err := lazyfs.Clear(dir)
+	if err == nil {
+		m.unpacked, err = unpackedIn(dir)
+	}
+	if err != nil || m.unpacked != nil {
+		return nil, err
+	}
+	return l.acquire(m.id, labels)
 }
 
 // startWatchdog starts the watchdog of the mounts, unless there is one.
