@@ -26,7 +26,7 @@ func fusermount(dir string) (*os.File, error) {
 	said, err := cmd.CombinedOutput()
 	theirs.Close()
 	if err != nil {
-		return nil, fmt.Errorf("fusermount3: %w: %s", err, strings.TrimSpace(string(said)))
+		return nil, unavailableIfRefused(fmt.Errorf("fusermount3: %w: %s", err, strings.TrimSpace(string(said))))
 	}
 	return receiveFile(ours)
 }

@@ -80,7 +80,8 @@ func (f *filesystem) settle(dir string) error {
 	defer f.settled.Store(true)
 	fd, err := unix.Open(filepath.Join(dir, probeName), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("the kernel's FUSE does not work with us, which takes Linux 5.1: %w", err)
+		err = fmt.Errorf("the kernel's FUSE does not work with us, which takes Linux 5.1: %w", err)
+		return unavailableIf(err, unix.ECONNREFUSED, unix.EPERM, unix.EACCES) // the first if init has refused
 	}
 	defer unix.Close(fd)
 	_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)

@@ -21,7 +21,8 @@ func mount(dir string) (*os.File, error) {
 	const flags = unix.O_RDWR | unix.O_CLOEXEC | unix.O_NONBLOCK
 	fd, err := unix.Open("/dev/fuse", flags, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open /dev/fuse, which the kernel's module fuse makes: %w", err)
+		err = fmt.Errorf("open /dev/fuse, which the kernel's module fuse makes: %w", err)
+		return nil, unavailableIf(err, unix.ENOENT, unix.ENODEV, unix.ENXIO, unix.EPERM, unix.EACCES)
 	}
 	options := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,max_read=%d,allow_other,default_permissions",
 		fd, unix.S_IFDIR, os.Geteuid(), os.Getegid(), maxRead)
@@ -33,7 +34,8 @@ func mount(dir string) (*os.File, error) {
 	if errors.Is(err, unix.EPERM) {
 		return fusermount(dir)
 	}
-	return nil, err
+	// EINVAL is for another device, or one of another user namespace.
+	return nil, unavailableIf(err, unix.ENODEV, unix.ENOSYS, unix.EACCES, unix.EINVAL)
 }
 
 // detach takes a mount from its directory even if it is in use.

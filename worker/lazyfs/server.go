@@ -26,7 +26,8 @@ type Server struct {
 
 // Mount shows the layer in the directory, read-only, to everybody, with the
 // permissions of its files checked by the kernel. Without the privilege to
-// mount it asks fusermount3.
+// mount it asks fusermount3. If FUSE is missing or not permitted, the error has a
+// method Unmountable().
 func Mount(dir string, layer Layer, o Options) (*Server, error) {
 	device, err := mount(dir)
 	if err != nil {

@@ -132,14 +132,24 @@ func (s *Snapshotter) mount(ctx context.Context, layer *shown) error {
 			return nil
 		}
 		layer.broken = s.lazy.Mount(id, layer.dir, layer.labels)
-		if layer.broken != nil {
+		if errors.As(layer.broken, new(unmountable)) {
 			return &mountError{id, layer.broken}
+		}
+		if layer.broken != nil {
+			return fmt.Errorf("mount layer %s: %w", id, layer.broken)
 		}
 		return nil
 	})
 }
 
-// A mountError is the error of a layer that was fetched and could not be mounted.
+// unmountable errors of Lazy.Mount say that nothing can be mounted here. Others, such as
+// of too many open files, go away by themselves.
+type unmountable interface {
+	error
+	Unmountable()
+}
+
+// A mountError is the error of a layer that was fetched and cannot be mounted.
 type mountError struct {
 	id    string
 	cause error

@@ -42,7 +42,8 @@ type Lazy interface {
 	Refused(ctx context.Context, labels map[string]string, why error)
 	// Mount shows a layer that was fetched, by this process or an earlier one,
 	// in a directory. Whatever a dead process left there goes away first. One whose
-	// files were unpacked there needs no mount.
+	// files were unpacked there needs no mount. If nothing can be mounted on this
+	// machine, the error has a method Unmountable().
 	Mount(id, dir string, labels map[string]string) error
 	// Mounted says whether a layer is still shown in a directory.
 	Mounted(dir string) bool

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // withoutMounts opens lazy snapshots again where nothing can be mounted any more.
@@ -20,9 +21,13 @@ func withoutMounts(t *testing.T, names ...string) (s *Snapshotter, lazy *bindLaz
 	s = open(t, root, lazy)
 	prepare(t, s, names...)
 	require.NoError(t, s.Close())
-	lazy.noMount = errors.New("no FUSE")
+	lazy.noMount = noFUSE{errors.New("no FUSE")}
 	return open(t, root, lazy), lazy, root
 }
+
+type noFUSE struct{ error }
+
+func (noFUSE) Unmountable() {}
 
 // A layer that was mounted and cannot be any more is unpacked, once and for all.
 func TestUnpack(t *testing.T) {
@@ -130,6 +135,22 @@ func entriesOf(t *testing.T, dir string) (names []string) {
 		names = append(names, e.Name())
 	}
 	return names
+}
+
+// An error that says nothing about mounts in general fails the build that needs the
+// layer, and the next one mounts it.
+func TestMountFailsOnce(t *testing.T) {
+	s, lazy, _ := withoutMounts(t, "base")
+	lazy.noMount = unix.EMFILE
+	for range 2 {
+		require.ErrorIs(t, s.Show(t.Context(), "base"), unix.EMFILE)
+	}
+	require.Zero(t, lazy.unpacked)
+	require.Empty(t, lazy.told)
+	lazy.noMount = nil
+	require.NoError(t, s.Show(t.Context(), "base"))
+	require.Equal(t, "base", read(t, s, "base", "file"))
+	require.Zero(t, lazy.unpacked)
 }
 
 // A snapshot that is removed meanwhile stays so.
