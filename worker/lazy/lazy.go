@@ -324,11 +324,11 @@ func (l *Layers) toMount(m *mount, dir string, labels map[string]string) (*layer
 	return l.acquire(m.id, labels)
 }
 
-// startWatchdog starts the watchdog of the mounts, unless there is one.
+// startWatchdog starts the watchdog of the mounts, unless one is running.
 func (l *Layers) startWatchdog() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.watchdog != nil {
+	if l.watchdog != nil && !l.watchdog.Ended() {
 		return
 	}
 	dir, err := filepath.EvalSymlinks(l.root) // as the kernel lists mounts
@@ -510,9 +510,8 @@ func (l *Layers) Close() error {
 	for _, layer := range mounted { // which ask for the lock as long as they fetch
 		layer.stop()
 	}
-	var err error
 	if started != nil {
-		err = started.Close()
+		started.Close()
 	}
-	return errors.Join(err, l.store.Close())
+	return l.store.Close()
 }

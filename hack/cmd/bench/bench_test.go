@@ -18,7 +18,7 @@ func TestTurns(t *testing.T) {
 		order += side
 		return nil
 	}))
-	require.Equal(t, "abccbaabc", order)
+	require.Equal(t, "abcbcacab", order)
 	require.Equal(t, []string{"a", "b", "c"}, sides)
 
 	broken := errors.New("broken")

@@ -10,6 +10,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"log"
@@ -63,7 +64,10 @@ func start(ctx context.Context, tools harness.Tools, dir, server, argument strin
 		if err := d.Start(ctx); err != nil {
 			return "", nil, err
 		}
-		return d.Address(), d.Stop, d.CreateBuilder(ctx)
+		if err := d.CreateBuilder(ctx); err != nil {
+			return "", nil, errors.Join(err, d.Stop())
+		}
+		return d.Address(), d.Stop, nil
 	case "node":
 		n, err := harness.StartNode(ctx, tools, dir, "-prefetch")
 		if err != nil {

@@ -22,7 +22,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
-	"sync"
 	"syscall"
 
 	"github.com/moby/sys/mountinfo"
@@ -32,17 +31,16 @@ import (
 const (
 	// processName is the first argument of a watchdog.
 	processName = "buildkitd-esgz-watchdog"
-	// deathSignal is what it gets when the process that started it dies. A service
-	// manager sends others to all processes of a service.
-	deathSignal = unix.SIGUSR1
+	// deathSignal is what it gets when the process that started it dies. Nobody sends
+	// this real-time signal to all processes of a service.
+	deathSignal = unix.Signal(42)
 )
 
 // A Watchdog runs until Close. It is safe for concurrent use.
 type Watchdog struct {
-	input io.Closer
-	ended <-chan error
-	close sync.Once
-	err   error
+	process *os.Process
+	input   io.Closer
+	ended   <-chan struct{}
 }
 
 // Start starts one for the FUSE mounts of a type below a directory. It is ready
@@ -51,7 +49,8 @@ func Start(fsType, dir string) (*Watchdog, error) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{processName, fsType, dir}
 	cmd.Env = []string{"GOMAXPROCS=1"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: deathSignal}
+	// Who kills the process group of the daemon does not kill a session of its own.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: deathSignal, Setsid: true}
 	input, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -60,8 +59,9 @@ func Start(fsType, dir string) (*Watchdog, error) {
 	if err != nil {
 		return nil, errors.Join(err, input.Close())
 	}
-	started, ended := make(chan error), make(chan error, 1)
+	started, ended := make(chan error), make(chan struct{})
 	go func() {
+		defer close(ended)
 		// The signal comes when the thread ends that started the process. A thread
 		// with a locked goroutine does not end before the goroutine.
 		runtime.LockOSThread()
@@ -70,20 +70,28 @@ func Start(fsType, dir string) (*Watchdog, error) {
 			_, err = bufio.NewReader(output).ReadByte()
 		}
 		started <- err
-		ended <- cmd.Wait()
+		_ = cmd.Wait()
 	}()
 	if err := <-started; err != nil {
 		return nil, errors.Join(fmt.Errorf("start the watchdog of lazy mounts: %w", err), input.Close())
 	}
-	return &Watchdog{input: input, ended: ended}, nil
+	return &Watchdog{cmd.Process, input, ended}, nil
+}
+
+// Ended says whether the watchdog has ended: it was closed, or killed.
+func (w *Watchdog) Ended() bool {
+	select {
+	case <-w.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 // Close ends the watchdog. Mounts stay as they are.
-func (w *Watchdog) Close() error {
-	w.close.Do(func() {
-		w.err = errors.Join(w.input.Close(), <-w.ended)
-	})
-	return w.err
+func (w *Watchdog) Close() {
+	_ = w.input.Close() // it is closed already if the watchdog was killed
+	<-w.ended
 }
 
 // init takes the place of main in a watchdog. The packages that this one does not
@@ -109,19 +117,26 @@ func watch(fsType, dir string) {
 	}
 	select {
 	case <-died:
-		abort(fsType, dir)
+		abort(fsType, dir, closed)
 	case <-closed:
 	}
 }
 
-// abort has no one to tell of errors: a mount that is gone has no connection.
-func abort(fsType, dir string) {
+// abort ends the connections until the process that died has closed its files. A new
+// process may serve mounts in the same places from then on. There is no one to tell of
+// errors: a mount that is gone has no connection.
+func abort(fsType, dir string, closed <-chan struct{}) {
 	below := mountinfo.PrefixFilter(dir)
 	mounts, _ := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
 		skip, stop = below(m)
 		return skip || m.FSType != fsType, stop
 	})
 	for _, m := range mounts {
+		select {
+		case <-closed:
+			return
+		default:
+		}
 		// Forcing aborts the connection, whether or not the mount can be removed.
 		_ = unix.Unmount(m.Mountpoint, unix.MNT_FORCE|unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	}
