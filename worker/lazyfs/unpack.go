@@ -18,8 +18,8 @@ import (
 
 // Unpack writes the files of a layer into an empty directory, where a mount is not
 // possible. They are those that a mount shows. It waits for contents that are not
-// here, as a reader of a mount does. Room is asked before each file whether the
-// disk has room for so many bytes.
+// here, as a reader of a mount does. Room is asked before each file and each piece of
+// its contents whether the disk has room for so many bytes.
 func Unpack(ctx context.Context, dir string, layer Layer, o Options, room func(bytes int64) error) error {
 	u := &unpacker{
 		layer: layer, xattrs: xattrsOf(layer, o.UserXattr), room: room, root: dir,
@@ -119,14 +119,14 @@ func (u *unpacker) create(ctx context.Context, n store.Node, at place, path stri
 }
 
 func (u *unpacker) copy(ctx context.Context, n store.Node, size int64, path string) error {
-	if err := u.room(size); err != nil {
-		return err
-	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	for off := int64(0); err == nil && off < size; {
+		if err = u.room(size - off); err != nil {
+			break // others may have written since the last piece
+		}
 		var read int
 		read, err = u.layer.ReadAt(ctx, n, u.piece[:min(size-off, int64(len(u.piece)))], off)
 		if err == io.EOF && int64(read) == size-off {

@@ -124,6 +124,26 @@ func TestUnpackRoomForNames(t *testing.T) {
 	require.Equal(t, 3*inodeSize, sum)
 }
 
+// Others write to the same disk meanwhile, such as another layer that is unpacked.
+func TestUnpackRoomWhileWriting(t *testing.T) {
+	needMounts(t) // which takes root, too
+	layer, full, why := layerOf(large("large", 4*maxRead)), false, errors.New("full")
+	layer.before = func(_ context.Context, _ store.Node, off int64) error {
+		full = off > 0
+		return nil
+	}
+	root := t.TempDir()
+	require.ErrorIs(t, Unpack(t.Context(), root, layer, Options{}, func(int64) error {
+		if full {
+			return why
+		}
+		return nil
+	}), why)
+	got, err := os.Stat(filepath.Join(root, "large"))
+	require.NoError(t, err)
+	require.EqualValues(t, 2*maxRead, got.Size())
+}
+
 // Files with several links take little memory until the last is made, however long
 // their paths are.
 func TestUnpackMemory(t *testing.T) {
