@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/snapshot"
+	"github.com/moby/buildkit/util/bklog"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/lazy"
 )
@@ -132,7 +133,14 @@ func (a *announcing) Mounts(ctx context.Context, key string) (snapshot.Mountable
 	if err != nil {
 		return nil, err
 	}
-	return a.showing(ctx, m, key)
+	info, err := a.Stat(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	if m, err = a.showing(ctx, m, key); err != nil || info.Kind != snapshots.KindActive {
+		return m, err
+	}
+	return failingLater{m}, nil
 }
 
 func (a *announcing) showing(ctx context.Context, m snapshot.Mountable, name string) (snapshot.Mountable, error) {
@@ -179,6 +187,21 @@ func (m *showing) Mount() ([]mount.Mount, func() error, error) {
 		return nil, nil, err
 	}
 	return m.Mountable.Mount()
+}
+
+// A failingLater Mountable returns, instead of an error, a mount that nobody can make,
+// since BuildKit's Merge drops the error and panics. Its type is that of no filesystem:
+// the source of a bind mount would be used without being mounted.
+type failingLater struct{ snapshot.Mountable }
+
+// Mount returns no error. The kernel names the source, which is the reason, in its own.
+func (m failingLater) Mount() ([]mount.Mount, func() error, error) {
+	mounts, release, err := m.Mountable.Mount()
+	if err != nil {
+		bklog.L.WithError(err).Error("a snapshot is not mounted")
+		return []mount.Mount{{Type: "unavailable", Source: err.Error()}}, func() error { return nil }, nil
+	}
+	return mounts, release, nil
 }
 
 // brings says whether any of the labels that are not kept is set.
