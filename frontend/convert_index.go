@@ -14,31 +14,32 @@ import (
 // partsOf returns the images of an index, one for each platform. What else it has is
 // left out with a warning, but for attestations.
 func (c *conversion) partsOf(ctx context.Context, index *ocispecs.Index) (all []part, err error) {
+	found := make([]*part, len(index.Manifests))
 	from := map[string]ocispecs.Descriptor{} // by platform
-	for _, m := range index.Manifests {
-		one := &part{ref: c.source}
-		switch {
-		case isAttestation(m):
-			continue
-		case isArtifact(m):
-			c.leave(m, "it is no image, but "+m.ArtifactType)
-			continue
-		case namesPlatform(m):
-			one.platform = *m.Platform
-		default:
-			if one, err = c.unnamed(ctx, m); err != nil {
+	// BuildKit takes a manifest for which the index names the platform before any other.
+	for _, named := range []bool{true, false} {
+		for i, m := range index.Manifests {
+			if isAttestation(m) || namesPlatform(m) != named {
+				continue
+			}
+			one, err := c.partOf(ctx, m)
+			if err != nil {
 				return nil, err
 			}
 			if one == nil {
 				continue
 			}
+			id := idOf(one.platform)
+			if earlier, twice := from[id]; !twice {
+				from[id], found[i] = m, one
+			} else if earlier.Digest != m.Digest {
+				c.leave(m, fmt.Sprintf("it is for %s, and so is %s", id, earlier.Digest))
+			}
 		}
-		id := idOf(one.platform)
-		if earlier, twice := from[id]; !twice {
-			from[id] = m
+	}
+	for _, one := range found {
+		if one != nil {
 			all = append(all, *one)
-		} else if earlier.Digest != m.Digest {
-			c.leave(m, fmt.Sprintf("it is for %s, and so is %s", id, earlier.Digest))
 		}
 	}
 	if len(all) == 0 {
@@ -51,21 +52,24 @@ func isAttestation(m ocispecs.Descriptor) bool {
 	return m.Platform != nil && m.Platform.OS == "unknown"
 }
 
-func isArtifact(m ocispecs.Descriptor) bool {
-	return m.ArtifactType != "" && !images.IsConfigType(m.ArtifactType)
-}
-
 func namesPlatform(m ocispecs.Descriptor) bool {
 	return m.Platform != nil && m.Platform.OS != "" && m.Platform.Architecture != ""
 }
 
-// unnamed returns the image of a manifest whose platform the index does not say, nil
-// if it is left out. It is resolved by its own digest: of such manifests BuildKit takes
-// the first one for any platform.
-func (c *conversion) unnamed(ctx context.Context, m ocispecs.Descriptor) (*part, error) {
-	if images.IsIndexType(m.MediaType) {
+// partOf returns the image of a manifest, nil if it is left out.
+func (c *conversion) partOf(ctx context.Context, m ocispecs.Descriptor) (*part, error) {
+	named := namesPlatform(m)
+	switch {
+	case images.IsIndexType(m.MediaType):
 		return nil, fmt.Errorf("%s has the index %s in its index: convert that by its digest, or choose platforms with --platform", c.source, m.Digest)
+	case !images.IsManifestType(m.MediaType):
+		c.leave(m, fmt.Sprintf("it is no manifest, but of type %q", m.MediaType))
+		return nil, nil
+	case named && m.ArtifactType == "":
+		return &part{platform: *m.Platform, ref: c.source}, nil
 	}
+	// It is resolved by its own digest: of manifests without a platform BuildKit takes the
+	// first one for any platform.
 	ref, err := pinned(c.source, m.Digest)
 	if err != nil {
 		return nil, err
@@ -74,11 +78,18 @@ func (c *conversion) unnamed(ctx context.Context, m ocispecs.Descriptor) (*part,
 	if err != nil {
 		// BuildKit has the manifest by now, and refuses a config that is not an image's.
 		var manifest ocispecs.Manifest
-		if c.read(ctx, m, &manifest) == nil && !images.IsConfigType(manifest.Config.MediaType) {
-			c.leave(m, "it is no image, but has a config of type "+manifest.Config.MediaType)
-			return nil, nil
+		if c.read(ctx, m, &manifest) != nil || images.IsConfigType(manifest.Config.MediaType) {
+			return nil, err
 		}
-		return nil, err
+		reason := "it is no image, but has a config of type " + manifest.Config.MediaType
+		if m.ArtifactType != "" {
+			reason = "it is no image, but " + m.ArtifactType
+		}
+		c.leave(m, reason)
+		return nil, nil
+	}
+	if named {
+		return &part{platform: *m.Platform, ref: c.source}, nil
 	}
 	if p := found.config.Platform; p.OS == "" || p.Architecture == "" {
 		c.leave(m, "neither the index nor its config names a platform")

@@ -134,6 +134,7 @@ func (b *imageBridge) resolveManifest(op *pb.SourceOp, d digest.Digest) (*source
 func (b *imageBridge) addImage(t *testing.T, p ocispecs.Platform) (manifest ocispecs.Descriptor, config []byte) {
 	c := ocispecs.Image{Platform: p, Config: ocispecs.ImageConfig{Cmd: []string{"serve"}}}
 	c.RootFS.DiffIDs = []digest.Digest{digest.FromString(p.Architecture)}
+	c.History = []ocispecs.History{{Created: &time.Time{}}}
 	of := b.add(t, c)
 	return b.addManifest(t, ocispecs.Manifest{
 		Config: ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageConfig, Digest: of}, Layers: []ocispecs.Descriptor{{}},
@@ -351,13 +352,94 @@ func TestConvertIndex(t *testing.T) {
 	require.Contains(t, left[3], "it is no image, but application/vnd.signature")
 }
 
-// An index in an index is not passed over.
+// An index in an index is not passed over, nor is one of its images taken for all.
 func TestConvertNestedIndex(t *testing.T) {
-	b := newImageBridge(t, amd64)
-	nested := ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageIndex, Digest: b.root, Size: int64(len(b.blobs[b.root]))}
-	b.root = b.add(t, ocispecs.Index{MediaType: ocispecs.MediaTypeImageIndex, Manifests: []ocispecs.Descriptor{nested}})
-	_, err := b.convert(t, map[string]string{})
-	require.ErrorContains(t, err, "has the index "+nested.Digest.String())
-	_, err = b.convert(t, map[string]string{"platform": "linux/amd64"})
+	for name, p := range map[string]*ocispecs.Platform{"unnamed": nil, "named": &amd64} {
+		t.Run(name, func(t *testing.T) {
+			b := newImageBridge(t, amd64)
+			nested := ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageIndex, Digest: b.root, Size: int64(len(b.blobs[b.root])), Platform: p}
+			_, _, err := b.convertIndex(t, nested)
+			require.ErrorContains(t, err, "has the index "+nested.Digest.String())
+			_, err = b.convert(t, map[string]string{"platform": "linux/amd64"})
+			require.NoError(t, err)
+		})
+	}
+}
+
+// convertIndex converts an index of these manifests. It returns the platforms and what
+// was left out.
+func (b *imageBridge) convertIndex(t *testing.T, ms ...ocispecs.Descriptor) (found map[string]string, left []string, err error) {
+	b.root = b.add(t, ocispecs.Index{MediaType: ocispecs.MediaTypeImageIndex, Manifests: ms})
+	res, err := b.convert(t, map[string]string{})
+	if err != nil {
+		return nil, nil, err
+	}
+	all, err := exptypes.ParsePlatforms(res.Metadata)
 	require.NoError(t, err)
+	found = map[string]string{}
+	for _, p := range all.Platforms {
+		found[p.ID] = string(res.Metadata[exptypes.ExporterImageConfigKey+"/"+p.ID])
+	}
+	for _, w := range b.warnings {
+		if strings.HasPrefix(w, attrConvert) {
+			left = append(left, w)
+		}
+	}
+	return found, left, nil
+}
+
+// A manifest for which the index names the platform is taken, even after one whose
+// config names it. BuildKit takes that too.
+func TestConvertPrefersNamed(t *testing.T) {
+	b := newImageBridge(t, amd64)
+	unnamed := b.addManifest(t, ocispecs.Manifest{
+		Config: ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageConfig, Digest: digest.FromBytes(b.configs[""])}, Layers: []ocispecs.Descriptor{{}},
+		Annotations: map[string]string{"note": "another"},
+	})
+	named, config := b.addImage(t, amd64)
+	named.Platform = &amd64
+	found, left, err := b.convertIndex(t, unnamed, named)
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"linux/amd64": string(config)}, found)
+	require.Len(t, left, 1)
+	require.Contains(t, left[0], "leaves out manifest "+unnamed.Digest.String())
+	require.Contains(t, left[0], "it is for linux/amd64, and so is "+named.Digest.String())
+}
+
+// What is no manifest is not fetched.
+func TestConvertUnknownMediaType(t *testing.T) {
+	for name, p := range map[string]*ocispecs.Platform{"unnamed": nil, "named": {OS: "linux", Architecture: "s390x"}} {
+		t.Run(name, func(t *testing.T) {
+			b := newImageBridge(t)
+			image, config := b.addImage(t, amd64)
+			image.Platform = &amd64
+			b.configs[""], b.configs["linux/amd64"] = config, config
+			unknown := ocispecs.Descriptor{MediaType: "application/vnd.example", Digest: digest.FromString("no blob"), Platform: p}
+			found, left, err := b.convertIndex(t, unknown, image)
+			require.NoError(t, err)
+			require.Equal(t, map[string]string{"linux/amd64": string(config)}, found)
+			require.Len(t, left, 1)
+			require.Contains(t, left[0], `it is no manifest, but of type "application/vnd.example"`)
+		})
+	}
+}
+
+// The type of the config, not that of the artifact, tells an image.
+func TestConvertImageWithArtifactType(t *testing.T) {
+	for name, p := range map[string]*ocispecs.Platform{"unnamed": nil, "named": &amd64} {
+		t.Run(name, func(t *testing.T) {
+			b := newImageBridge(t)
+			image, config := b.addImage(t, amd64)
+			image.Platform, image.ArtifactType = p, "application/vnd.example"
+			b.configs[""], b.configs["linux/amd64"] = config, config
+			artifact := b.addManifest(t, ocispecs.Manifest{Config: ocispecs.DescriptorEmptyJSON, ArtifactType: "application/vnd.example"})
+			artifact.Platform, artifact.ArtifactType = p, "application/vnd.example"
+			found, left, err := b.convertIndex(t, image, artifact)
+			require.NoError(t, err)
+			require.Equal(t, map[string]string{"linux/amd64": string(config)}, found)
+			require.Len(t, left, 1)
+			require.Contains(t, left[0], artifact.Digest.String())
+			require.Contains(t, left[0], "it is no image, but application/vnd.example")
+		})
+	}
 }
