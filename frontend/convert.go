@@ -166,6 +166,12 @@ func (c *conversion) choose(ctx context.Context, wanted string) (chosen []part, 
 		first = &ps[0]
 	}
 	found, err := c.resolve(ctx, c.source, first)
+	if err != nil && first == nil {
+		// That this builder has no part in the index says nothing about the others.
+		if found = c.mismatched(ctx, err); found != nil {
+			err = nil
+		}
+	}
 	if err != nil {
 		return nil, nil, err
 	}

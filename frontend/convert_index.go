@@ -3,6 +3,7 @@ package frontend
 import (
 	"context"
 	"fmt"
+	"regexp"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/moby/buildkit/frontend"
@@ -10,6 +11,28 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
+
+// mismatch is BuildKit's error about an index of which it has looked at the first
+// manifest without a platform. It has no type of its own.
+var mismatch = regexp.MustCompile("no match for platform in manifest (" + digest.DigestRegexp.String() + ")")
+
+// mismatched returns the index that an error of resolve is about, nil if none is known
+// or there.
+func (c *conversion) mismatched(ctx context.Context, err error) *resolved {
+	m := mismatch.FindStringSubmatch(err.Error())
+	if m == nil {
+		return nil
+	}
+	ref, err := pinned(c.source, digest.Digest(m[1]))
+	if err != nil {
+		return nil
+	}
+	root, err := c.descriptor(ctx, digest.Digest(m[1]))
+	if err != nil || !images.IsIndexType(root.MediaType) {
+		return nil
+	}
+	return &resolved{ref: ref, root: root}
+}
 
 // partsOf returns the images of an index, one for each platform. What else it has is
 // left out with a warning, but for attestations.

@@ -113,9 +113,23 @@ func (b *imageBridge) ResolveSourceMetadata(_ context.Context, op *pb.SourceOp, 
 	}
 	config, ok := b.configs[id]
 	if !ok {
-		return nil, fmt.Errorf("no match for platform in manifest: %w", errdefs.ErrNotFound)
+		return nil, b.noMatch()
 	}
 	return &sourceresolver.MetaResponse{Op: op, Image: &sourceresolver.ResolveImageResponse{Digest: b.root, Config: config}}, nil
+}
+
+// noMatch is BuildKit's error. It says the digest of the index only if it has read a
+// manifest.
+func (b *imageBridge) noMatch() error {
+	var index ocispecs.Index
+	require.NoError(b.t, json.Unmarshal(b.blobs[b.root], &index))
+	in := ""
+	for _, m := range index.Manifests {
+		if m.Platform == nil {
+			in = " " + b.root.String()
+		}
+	}
+	return fmt.Errorf("no match for platform in manifest%s: %w", in, errdefs.ErrNotFound)
 }
 
 // resolveManifest answers for a manifest by its own digest.
@@ -404,6 +418,19 @@ func TestConvertPrefersNamed(t *testing.T) {
 	require.Len(t, left, 1)
 	require.Contains(t, left[0], "leaves out manifest "+unnamed.Digest.String())
 	require.Contains(t, left[0], "it is for linux/amd64, and so is "+named.Digest.String())
+}
+
+// BuildKit looks at the first of the manifests without a platform only. That it is
+// not for this builder does not hide the others.
+func TestConvertUnnamedOfOtherPlatform(t *testing.T) {
+	b := newImageBridge(t)
+	delete(b.configs, "")
+	first, arm := b.addImage(t, arm64)
+	second, amd := b.addImage(t, amd64)
+	found, left, err := b.convertIndex(t, first, second)
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"linux/arm64": string(arm), "linux/amd64": string(amd)}, found)
+	require.Empty(t, left)
 }
 
 // What is no manifest is not fetched.

@@ -82,7 +82,7 @@ func TestConvert(t *testing.T) {
 	// An index need not name platforms, and may have what is no image.
 	t.Run("without platforms", func(t *testing.T) {
 		index := ocispecs.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispecs.MediaTypeImageIndex}
-		for _, architecture := range []string{"amd64", "arm64", "s390x"} {
+		for _, architecture := range []string{"arm64", "amd64", "s390x"} {
 			desc := plain.pushManifest(t, image+":unnamed-"+architecture, ocispecs.MediaTypeImageManifest, architecture, layers)
 			index.Manifests = append(index.Manifests, desc)
 		}
@@ -100,7 +100,7 @@ func TestConvert(t *testing.T) {
 		for _, im := range resolve(t, image+":named").Images {
 			found = append(found, platforms.Format(*im.Descriptor.Platform))
 		}
-		require.Equal(t, []string{"linux/amd64", "linux/arm64", "linux/s390x"}, found)
+		require.Equal(t, []string{"linux/arm64", "linux/amd64", "linux/s390x"}, found)
 		require.Contains(t, strings.Join(p.warnings, "\n"), "leaves out manifest "+artifact.Digest.String())
 	})
 
