@@ -125,3 +125,34 @@ func (d *daemon) solve(t *testing.T, state llb.State) (string, error) {
 	out, err := c.CombinedOutput()
 	return string(out), err
 }
+
+// A cache mount upon a step's result has the files below it. BuildKit neither sums them
+// up nor mounts the result when a build finds both in the cache.
+func TestLazyCacheMountOfStep(t *testing.T) {
+	needs(t)
+	name := pushLazy(t)
+	want := sums(t, registry(t)+"/"+name)
+	g, g2 := newGate(t), newGate(t)
+	g2.do(g2.status(http.StatusForbidden))
+	reads := func(address, command string) llb.State {
+		step := llb.Image(address + "/" + name).Run(llb.Shlex("head -c 100 /one")).Root()
+		return llb.Image(busybox(t)).Run(llb.Shlex("sh -c '"+command+"'"), llb.AddMount("/cache", step,
+			llb.AsPersistentCacheDir("a", llb.CacheMountShared), llb.ForceNoOutput, llb.ContentCache(llb.MountContentCacheOff))).Root()
+	}
+	const sumCache = "cd /cache; cat one two small/* | md5sum"
+	d := startLazy(t, onDemand)
+	out, err := d.solve(t, reads(g.address, "true"))
+	require.NoError(t, err, out)
+	hold(t, d, upon(t, g.address+"/"+name, "head -c 100 /one >/dev/null; echo begun; sleep 600"))
+	before := g.bytes()
+	out, err = d.as(t, g2.address, "builder", "secret").solve(t, reads(g2.address, sumCache))
+	require.Error(t, err, out)
+	require.Regexp(t, "is lazy, and not all here: .* (401 Unauthorized|403 Forbidden)", out)
+	require.Equal(t, before, g.bytes())
+
+	d.Kill()
+	d.start(t)
+	out, err = d.solve(t, reads(g.address, sumCache))
+	require.NoError(t, err, out)
+	require.Contains(t, out, want)
+}

@@ -26,6 +26,8 @@ import (
 type announcedCache struct {
 	cache.Manager
 	snapshots *announcing
+	// handlers are those of the lazy layers that a build knows, or that are mounted.
+	handlers func(ctx context.Context) func(blob digest.Digest) *cache.DescHandler
 }
 
 func (c *announcedCache) result(ref cache.ImmutableRef, err error) (cache.ImmutableRef, error) {
@@ -58,7 +60,14 @@ func (c *announcedCache) Get(ctx context.Context, id string, pg progress.Control
 	return c.result(c.Manager.Get(ctx, id, pg, opts...))
 }
 
+// New extracts the parent itself: BuildKit does so too, and does not release what it has
+// of the parent if that fails.
 func (c *announcedCache) New(ctx context.Context, parent cache.ImmutableRef, s session.Group, opts ...cache.RefOption) (cache.MutableRef, error) {
+	if parent != nil {
+		if err := parent.Extract(ctx, s); err != nil {
+			return nil, err
+		}
+	}
 	return c.mutable(c.Manager.New(ctx, bare(parent), s, opts...))
 }
 
@@ -110,7 +119,11 @@ type announcedRef struct {
 	cache *announcedCache
 }
 
+// Mount announces the layers that there are when it has extracted them all.
 func (r *announcedRef) Mount(ctx context.Context, readonly bool, s session.Group) (snapshot.Mountable, error) {
+	if err := r.Extract(ctx, s); err != nil {
+		return nil, err
+	}
 	if err := r.cache.announce(ctx, r.ImmutableRef, s); err != nil {
 		return nil, err
 	}
@@ -125,6 +138,28 @@ type announcedMutable struct {
 	cache.MutableRef
 	cache *announcedCache
 }
+
+// Mount announces the layers below, of which BuildKit knows no handlers when it has got
+// the reference from the cache, as that of a cache mount.
+func (r *announcedMutable) Mount(ctx context.Context, readonly bool, s session.Group) (snapshot.Mountable, error) {
+	if id := r.GetString(parentKey); id != "" {
+		get := func(handlers cache.DescHandlers) (cache.ImmutableRef, error) {
+			return r.cache.Manager.Get(ctx, id, nil, cache.NoUpdateLastUsed, handlers)
+		}
+		parent, err := withHandlers(get, r.cache.handlers(ctx))
+		if err != nil {
+			return nil, err
+		}
+		defer parent.Release(context.WithoutCancel(ctx))
+		if err := r.cache.announce(ctx, parent, s); err != nil {
+			return nil, err
+		}
+	}
+	return r.MutableRef.Mount(ctx, readonly, s)
+}
+
+// parentKey is that of the parent in BuildKit's metadata.
+const parentKey = "cache.parent"
 
 func (r *announcedMutable) Commit(ctx context.Context) (cache.ImmutableRef, error) {
 	return r.cache.result(r.MutableRef.Commit(ctx))

@@ -112,9 +112,10 @@ func newWorker(ctx context.Context, wopt base.WorkerOpt, opt Options) (bkworker.
 	}
 	d := &decorated{Worker: w, opt: opt}
 	if announces != nil {
-		d.announced = &announcedCache{w.CacheMgr, announces}
+		d.announced = &announcedCache{w.CacheMgr, announces, d.handlerIn}
 		w.CacheMgr = d.announced
 		w.SourceManager.Register(&announcedSource{w.ImageSource, d.announced})
+		w.SourceManager.Register(&announcedSource{w.OCILayoutSource, d.announced})
 	}
 	return d, nil
 }

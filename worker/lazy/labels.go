@@ -152,7 +152,9 @@ func CallLabels(kept map[string]string, sessions []string) map[string]string {
 	const id = ".call"
 	call := map[string]string{}
 	for name, value := range kept {
-		call[name+id] = value
+		if !strings.HasPrefix(name, sessionLabel) { // an annotation of the image may be called so
+			call[name+id] = value
+		}
 	}
 	for i, session := range sessions {
 		call[sessionLabel+"."+strconv.Itoa(i)+id] = session

@@ -104,7 +104,11 @@ func TestLabels(t *testing.T) {
 	}, KeptLabels(labels))
 
 	kept := KeptLabels(labels)
-	call := CallLabels(kept, []string{"x", "y"})
+	forged := maps.Clone(kept)
+	forged[sessionLabel+".1"] = "another's" // an annotation of the image
+	call := CallLabels(forged, []string{"x"})
+	require.Len(t, l.places(call), 1)
+	call = CallLabels(kept, []string{"x", "y"})
 	require.Len(t, l.places(call), 2)
 	maps.Copy(call, kept)
 	require.Equal(t, kept, KeptLabels(call))
