@@ -27,3 +27,18 @@ func TestLazyCacheMount(t *testing.T) {
 	require.Equal(t, want, sum(t, p))
 	g.requireLazy(t, name)
 }
+
+// The base image is here as one blob, and comes from a cache as another one of the same
+// files, which BuildKit never pulls.
+func TestCacheOfOtherBlobs(t *testing.T) {
+	needs(t)
+	dockerfile := "FROM " + busybox(t) + "\nRUN echo top >/top\n"
+	cache := "type=registry,ref=" + repository(t) + ":cache"
+	startDaemon(t, ours).build(t, writeFiles(t, map[string]string{"Dockerfile": dockerfile}),
+		"--cache-to", cache+",mode=max,compression=zstd,force-compression=true,oci-mediatypes=true")
+	d := startLazy(t, onDemand)
+	d.build(t, writeFiles(t, map[string]string{"Dockerfile": "FROM " + busybox(t) + "\nRUN true\n"}))
+	p := d.build(t, writeFiles(t, map[string]string{"Dockerfile": dockerfile + "RUN cat /top; ls /bin/sh\n"}), "--cache-from", cache)
+	require.Regexp(t, `RUN echo top >/top cached=true`, p.text())
+	require.Contains(t, p.logs.String(), "/bin/sh")
+}

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 
 	"github.com/containerd/errdefs"
@@ -139,14 +140,17 @@ type announcedMutable struct {
 	cache *announcedCache
 }
 
-// Mount announces the layers below, of which BuildKit knows no handlers when it has got
-// the reference from the cache, as that of a cache mount.
+// Mount announces the layers below. When BuildKit has got the reference from the cache,
+// as that of a cache mount, it does not do so.
 func (r *announcedMutable) Mount(ctx context.Context, readonly bool, s session.Group) (snapshot.Mountable, error) {
 	if id := r.GetString(parentKey); id != "" {
 		get := func(handlers cache.DescHandlers) (cache.ImmutableRef, error) {
 			return r.cache.Manager.Get(ctx, id, nil, cache.NoUpdateLastUsed, handlers)
 		}
-		parent, err := withHandlers(get, r.cache.handlers(ctx))
+		handler := func(blob digest.Digest) *cache.DescHandler {
+			return cmp.Or(r.DescHandler(blob), r.cache.handlers(ctx)(blob))
+		}
+		parent, err := withHandlers(get, handler)
 		if err != nil {
 			return nil, err
 		}

@@ -22,7 +22,8 @@ func mount(dir string) (*os.File, error) {
 	fd, err := unix.Open("/dev/fuse", flags, 0)
 	if err != nil {
 		err = fmt.Errorf("open /dev/fuse, which the kernel's module fuse makes: %w", err)
-		return nil, unavailableIf(err, unix.ENOENT, unix.ENODEV, unix.ENXIO, unix.EPERM, unix.EACCES)
+		// A container engine makes a directory of a device that is not there.
+		return nil, unavailableIf(err, unix.ENOENT, unix.EISDIR, unix.ENODEV, unix.ENXIO, unix.EPERM, unix.EACCES)
 	}
 	options := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,max_read=%d,allow_other,default_permissions",
 		fd, unix.S_IFDIR, os.Geteuid(), os.Getegid(), maxRead)

@@ -3,6 +3,7 @@ package lazyfs
 import (
 	"encoding/binary"
 	"errors"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -38,7 +39,10 @@ func apart(t *testing.T, f func()) {
 func TestWithoutFUSE(t *testing.T) {
 	dir := t.TempDir()
 	for name, hide := range map[string]func() error{
-		"no device":      func() error { return unix.Mount("empty", "/dev", "tmpfs", 0, "") },
+		"no device": func() error { return unix.Mount("empty", "/dev", "tmpfs", 0, "") },
+		"a directory": func() error {
+			return errors.Join(unix.Mount("empty", "/dev", "tmpfs", 0, ""), os.Mkdir("/dev/fuse", 0o755))
+		},
 		"another device": func() error { return unix.Mount("/dev/null", "/dev/fuse", "", unix.MS_BIND, "") },
 	} {
 		t.Run(name, func(t *testing.T) {
