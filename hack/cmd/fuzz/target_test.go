@@ -25,6 +25,12 @@ func TestTarget(t *testing.T) {
 	}{
 		"passes": {"echo fuzz: elapsed: 1s, execs: 5", limits{time.Minute, time.Minute}, ""},
 		"fails":  {"printf input >input; echo Failing input written to input; exit 1", limits{time.Minute, time.Minute}, "written to input\ninput"},
+		"time is over": {"printf '%s\\n' '--- FAIL: FuzzIt (62.73s)' '    context deadline exceeded' FAIL; exit 1",
+			limits{time.Minute, time.Minute}, ""},
+		"fails with that error": {"printf '%s\\n' '--- FAIL: FuzzIt (1.00s)' '    --- FAIL: FuzzIt (0.00s)' '        it_test.go:1: context deadline exceeded' FAIL; exit 1",
+			limits{time.Minute, time.Minute}, "exit status 1"},
+		"fails as time is over": {"printf input >input; printf '%s\\n' 'Failing input written to input' '--- FAIL: FuzzIt (62.73s)' '    context deadline exceeded' FAIL; exit 1",
+			limits{time.Minute, time.Minute}, "exit status 1"},
 		"hangs": {"while echo 'fuzz: elapsed: 1s, execs: 5 (1/sec)'; do sleep 0.1; done",
 			limits{time.Minute, 300 * time.Millisecond}, "one input has run for 300ms"},
 		"says nothing":   {"sleep 100", limits{time.Minute, 300 * time.Millisecond}, "one input has run for 300ms"},
