@@ -24,10 +24,20 @@ seq 100000 >"$root/etc/numbers"
 echo called >>"$BUILDKITD_ESGZ_CACHE/calls"
 `
 	require.NoError(t, os.WriteFile(filepath.Join(cache, "bin", "debootstrap"), []byte(debootstrap), 0o755))
+	atOnce(t, 3, cache, "../hack/base")
+	calls, err := os.ReadFile(filepath.Join(cache, "calls"))
+	require.NoError(t, err)
+	require.Equal(t, "called\n", string(calls))
+	require.NoError(t, exec.Command("tar", "--extract", "--to-stdout", "--file", filepath.Join(cache, "base", "rootfs.tar"), "./etc/numbers").Run())
+}
+
+// atOnce runs a script several times side by side, with one cache directory.
+func atOnce(t *testing.T, times int, cache, script string) {
+	t.Helper()
 	var runs errgroup.Group
-	for range 3 {
+	for range times {
 		runs.Go(func() error {
-			cmd := exec.Command("../hack/base")
+			cmd := exec.Command(script)
 			cmd.Env = append(os.Environ(), "BUILDKITD_ESGZ_CACHE="+cache)
 			out, err := cmd.CombinedOutput()
 			if err != nil {
@@ -37,10 +47,6 @@ echo called >>"$BUILDKITD_ESGZ_CACHE/calls"
 		})
 	}
 	require.NoError(t, runs.Wait())
-	calls, err := os.ReadFile(filepath.Join(cache, "calls"))
-	require.NoError(t, err)
-	require.Equal(t, "called\n", string(calls))
-	require.NoError(t, exec.Command("tar", "--extract", "--to-stdout", "--file", filepath.Join(cache, "base", "rootfs.tar"), "./etc/numbers").Run())
 }
 
 // Tools are installed by one run at a time, whatever an interrupted one has left.
@@ -59,19 +65,7 @@ rmdir "$BUILDKITD_ESGZ_CACHE/apt"`,
 	for _, left := range []string{"docker.abcdef", "unpacked.abcdef"} {
 		require.NoError(t, os.Mkdir(filepath.Join(cache, left), 0o700))
 	}
-	var runs errgroup.Group
-	for range 2 {
-		runs.Go(func() error {
-			cmd := exec.Command("../hack/tools")
-			cmd.Env = append(os.Environ(), "BUILDKITD_ESGZ_CACHE="+cache)
-			out, err := cmd.CombinedOutput()
-			if err != nil {
-				return fmt.Errorf("%w: %s", err, out)
-			}
-			return nil
-		})
-	}
-	require.NoError(t, runs.Wait())
+	atOnce(t, 2, cache, "../hack/tools")
 	require.Equal(t, "base bin docker tools.lock\n", script(t, cache, "", `cd "$BUILDKITD_ESGZ_CACHE" && echo *`))
 	require.Equal(t, "bin usr\n", script(t, cache, "", `cd "$BUILDKITD_ESGZ_CACHE/docker" && echo *`))
 }

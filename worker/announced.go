@@ -105,7 +105,7 @@ func (c *announcedCache) announce(ctx context.Context, ref cache.ImmutableRef, s
 		if !isLazy(info) {
 			continue
 		}
-		if h := ref.DescHandler(digest.Digest(layer.GetString("cache.blob"))); h != nil {
+		if h := ref.DescHandler(blobOf(layer)); h != nil {
 			if err := c.snapshots.announce(ctx, info, lazy.CallLabels(h.SnapshotLabels, session.AllSessionIDs(s))); err != nil {
 				return err
 			}
