@@ -43,21 +43,32 @@ var (
 	stockGzip    = contender{name: "stock gzip", binary: "buildkitd", compression: "gzip"}
 	stockEstargz = contender{name: "stock estargz", binary: "buildkitd", compression: "estargz"}
 	ourEstargz   = contender{name: ourName + " estargz", binary: ourName, compression: "estargz,estargz-profile=none"}
+	ourProfiled  = contender{name: ourName + " estargz, profiled", binary: ourName, compression: "estargz"}
 	stockZstd    = contender{name: "stock zstd", binary: "buildkitd", compression: "zstd"}
 	pgzipAlone   = contender{name: "pgzip alone, level 6", compression: "pgzip"} // behind stockGzip, whose tars it takes
 	everybody    = []contender{stockEstargz, stockGzip, stockZstd, pgzipAlone, ourEstargz}
 )
 
-// export exports a usual image, layers of one kind, and layers that are compressed
-// already.
+// export exports a usual image, also with a profile, and from layers that are
+// compressed already.
 func (b *bench) export(ctx context.Context) error {
-	for _, image := range []exportImage{
-		{"demo", "The demo image, Debian with Python and pandas", notExported, everybody},
-		{"small", "60,000 small files of text", notExported, everybody},
-		{"binaries", "Three large files of machine code", notExported, everybody},
-		{"random", "300 MB that cannot be compressed", notExported, everybody},
-		{"demo", "The demo image, converted from gzip layers", "type=image,name=bench,push=false,compression=gzip,oci-mediatypes=true", []contender{stockEstargz, ourEstargz}},
-	} {
+	return b.exportImages(ctx,
+		exportImage{"demo", "The demo image, Debian with Python and pandas", notExported, append(everybody, ourProfiled)},
+		exportImage{"demo", "The demo image, converted from gzip layers", "type=image,name=bench,push=false,compression=gzip,oci-mediatypes=true", []contender{stockEstargz, ourEstargz}},
+	)
+}
+
+// kinds exports images whose layers are of one kind each.
+func (b *bench) kinds(ctx context.Context) error {
+	return b.exportImages(ctx,
+		exportImage{"small", "60,000 small files of text", notExported, everybody},
+		exportImage{"binaries", "Three large files of machine code", notExported, everybody},
+		exportImage{"random", "300 MB that cannot be compressed", notExported, everybody},
+	)
+}
+
+func (b *bench) exportImages(ctx context.Context, images ...exportImage) error {
+	for _, image := range images {
 		if err := b.exportAll(ctx, image); err != nil {
 			return fmt.Errorf("%s: %w", image.title, err)
 		}
@@ -165,12 +176,16 @@ func (b *bench) exportOnce(ctx context.Context, prepared, tars, target string, w
 type result struct {
 	digest       digest.Digest
 	wall, cpu    time.Duration
-	idle, memory int64 // before, and at most; bytes
-	layers       int64 // bytes of all of them, compressed
+	workload     time.Duration // of wall, for how long the image was run for its profile
+	idle, memory int64         // before, and at most; bytes
+	layers       int64         // bytes of all of them, compressed
 }
 
 func (r result) readings() []reading {
 	all := []reading{wall(r.wall), {float64(r.cpu), "cpu-ns/op"}}
+	if r.workload > 0 {
+		all = append(all, reading{float64(r.workload), "workload-ns/op"})
+	}
 	if r.layers > 0 {
 		all = append(all, bytesIn("layers", r.layers))
 	}
@@ -206,7 +221,7 @@ func (d *daemon) export(ctx context.Context, target, attributes string, args ...
 	if r.memory, err = d.peakMemory(); err != nil {
 		return r, err
 	}
-	if r.wall, err = exportTime(progress); err != nil {
+	if r.wall, r.workload, err = exportTime(progress); err != nil {
 		return r, err
 	}
 	var answer map[string]struct {
@@ -217,26 +232,36 @@ func (d *daemon) export(ctx context.Context, target, attributes string, args ...
 	return r, err
 }
 
-// exportTime finds in the progress when the export started and ended, by the
-// daemon's clock. A step that was not taken from the cache makes it worthless.
-func exportTime(progress string) (time.Duration, error) {
-	var took time.Duration
+// exportTime finds in the progress how long the export and the profile before it
+// took by the daemon's clock, and for how long of that the image was run. A step that was
+// not taken from the cache makes it worthless.
+func exportTime(progress string) (took, workload time.Duration, err error) {
+	var begin, end time.Time
 	cached := map[string]bool{}
 	for v := range vertexes(progress) {
 		if strings.Contains(v.Name, "] RUN ") || strings.Contains(v.Name, "] COPY ") {
 			cached[v.Name] = cached[v.Name] || v.Cached
 		}
-		if strings.HasSuffix(v.Name, "exporting to image") && v.Completed != nil {
-			took = v.Completed.Sub(*v.Started)
+		profile, export := strings.HasPrefix(v.Name, "[profile "), strings.HasSuffix(v.Name, "exporting to image")
+		if !profile && !export || v.Completed == nil {
+			continue
+		}
+		if begin.IsZero() || v.Started.Before(begin) {
+			begin = *v.Started
+		}
+		if export {
+			end = *v.Completed
+		} else {
+			workload = max(workload, v.Completed.Sub(*v.Started)) // the other vertex keeps the result
 		}
 	}
 	for name, ok := range cached {
 		if !ok {
-			return 0, fmt.Errorf("%s ran again", name)
+			return 0, 0, fmt.Errorf("%s ran again", name)
 		}
 	}
-	if took == 0 || len(cached) == 0 {
-		return 0, errors.New("no export in the progress")
+	if end.IsZero() || len(cached) == 0 {
+		return 0, 0, errors.New("no export in the progress")
 	}
-	return took, nil
+	return end.Sub(begin), workload, nil
 }

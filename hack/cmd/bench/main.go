@@ -34,6 +34,7 @@ const ourName = "buildkitd-esgz"
 // benchmarks are what can be measured.
 var benchmarks = []benchmark{
 	{"export", "Writing layers", (*bench).export},
+	{"kinds", "Writing layers of one kind", (*bench).kinds},
 	{"whole", "From a built image to one that starts lazily", (*bench).whole},
 	{"levels", "Compression levels", (*bench).levels},
 	{"chunks", "Small files that share members", (*bench).chunks},
