@@ -171,11 +171,8 @@ func (s *Snapshotter) heal(ctx context.Context, name string) error {
 		defer layer.mu.Unlock()
 		return s.look(layer)
 	})
-	if why == nil || errors.Is(why, errNoAnswer) {
+	if why == nil || ctx.Err() != nil || errors.Is(why, errNoAnswer) {
 		return why
-	}
-	if ctx.Err() != nil { // await may have returned why the layer is not mounted
-		return context.Cause(ctx)
 	}
 	id, err := s.lazy.ID(layer.labels)
 	if err == nil {

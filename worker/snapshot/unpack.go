@@ -26,7 +26,11 @@ func (s *Snapshotter) Show(ctx context.Context, names ...string) error {
 			}
 			told = true
 		}
-		if err := s.show(ctx, name, unpacking); err != nil {
+		err := s.show(ctx, name, unpacking)
+		if err != nil && ctx.Err() != nil {
+			err = context.Cause(ctx) // whatever is known of the layer, the caller has left
+		}
+		if err != nil {
 			return fmt.Errorf("lazy snapshot %q: %w", name, err)
 		}
 	}

@@ -153,6 +153,17 @@ func TestMountFailsOnce(t *testing.T) {
 	require.Zero(t, lazy.unpacked)
 }
 
+// A caller that is cancelled is told so, and not how the layer's registry has failed since.
+func TestLeftWhileUnpacked(t *testing.T) {
+	s, lazy, _ := withoutMounts(t, "base")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	lazy.unpack = func(context.Context, string) error {
+		cancel(errLeft)
+		return errors.New("no credentials")
+	}
+	require.ErrorIs(t, s.Show(ctx, "base"), errLeft)
+}
+
 // A snapshot that is removed meanwhile stays so.
 func TestRemovedWhileUnpacked(t *testing.T) {
 	s, lazy, _ := withoutMounts(t, "base")
