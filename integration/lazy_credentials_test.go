@@ -112,15 +112,36 @@ func TestLazyCredentials(t *testing.T) {
 	})
 }
 
-// Builds that share a step share its reads, and one of them may end in the middle:
-// the step goes on with the credentials of those that are left.
+// Builds that share a step share what is read for it, and one of them may end in the
+// middle: the step goes on with the credentials of those that are left.
 func TestLazySharedStep(t *testing.T) {
 	needs(t)
 	name := pushLazy(t)
-	g, d := newGate(t), startLazy(t, onDemand)
-	d.build(t, upon(t, g.address+"/"+name, "true"))
-	dir := upon(t, g.address+"/"+name, sumAll)
+	want := sums(t, registry(t)+"/"+name)
+	for _, c := range []struct{ reader, binary, last string }{
+		{"a command", ours, "RUN " + sumAll},
+		{"unpacking", withoutFUSE(t), "RUN " + sumAll},
+		{"a checksum", ours, "FROM " + busybox(t) + "\nRUN --mount=from=base,target=/base cd /base; cat one two small/* | md5sum"},
+	} {
+		t.Run(c.reader, func(t *testing.T) {
+			g, d := newGate(t), startLazy(t, onDemand)
+			d.build(t, upon(t, g.address+"/"+name, "true"))
+			if c.binary != d.Binary {
+				d.Kill()
+				d.Binary = c.binary
+				d.start(t)
+			}
+			p := shareStep(t, g, d, writeFiles(t, map[string]string{"Dockerfile": "FROM " + g.address + "/" + name + " AS base\n" + c.last + "\n"}))
+			require.Equal(t, want, sum(t, p))
+			g.requireLazy(t, name)
+		})
+	}
+}
 
+// shareStep has two builds share a step that prints a checksum. The first one is killed
+// when the step reads the base, and the progress is that of the second.
+func shareStep(t *testing.T, g *gate, d *daemon, dir string) *progress {
+	t.Helper()
 	read, released := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	g.do(func(w http.ResponseWriter, r *http.Request) {
@@ -144,9 +165,7 @@ func TestLazySharedStep(t *testing.T) {
 		require.NoError(t, err, "the step has not begun")
 		var status client.SolveStatus
 		if json.Unmarshal(line, &status) == nil {
-			shares = slices.ContainsFunc(status.Vertexes, func(v *client.Vertex) bool {
-				return strings.Contains(v.Name, sumAll) && v.Started != nil
-			})
+			shares = slices.ContainsFunc(status.Vertexes, func(v *client.Vertex) bool { return strings.Contains(v.Name, "md5sum") })
 		}
 	}
 	require.NoError(t, first.Process.Kill())
@@ -154,8 +173,7 @@ func TestLazySharedStep(t *testing.T) {
 	close(released)
 	p := readProgress(lines)
 	require.NoError(t, second.Wait(), p.text())
-	require.Equal(t, sums(t, registry(t)+"/"+name), sum(t, p))
-	g.requireLazy(t, name)
+	return p
 }
 
 // A build reads the result of a cached step with its own credentials, though BuildKit

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/session"
@@ -24,6 +25,9 @@ import (
 // other builds wait. It does not at all for a result that it has mounted for another
 // build: it keeps the mount of one upon which nothing was built. A session that was told
 // here has shown its rights, so that nobody is asked with the lock held.
+//
+// While layers are announced, mounted or unpacked, and while the daemon itself reads
+// them, the builds that share the operation share their credentials, too.
 type announcedCache struct {
 	cache.Manager
 	snapshots *announcing
@@ -65,6 +69,7 @@ func (c *announcedCache) Get(ctx context.Context, id string, pg progress.Control
 // of the parent if that fails.
 func (c *announcedCache) New(ctx context.Context, parent cache.ImmutableRef, s session.Group, opts ...cache.RefOption) (cache.MutableRef, error) {
 	if parent != nil {
+		defer c.share(parent, s)()
 		if err := parent.Extract(ctx, s); err != nil {
 			return nil, err
 		}
@@ -91,6 +96,7 @@ func (c *announcedCache) Diff(ctx context.Context, lower, upper cache.ImmutableR
 // announce tells the lazy layers of a result of the builds that are about to mount it,
 // and mounts or unpacks those that are not.
 func (c *announcedCache) announce(ctx context.Context, ref cache.ImmutableRef, s session.Group) error {
+	defer c.share(ref, s)()
 	chain := ref.LayerChain()
 	defer chain.Release(context.WithoutCancel(ctx))
 	var below []string
@@ -115,9 +121,22 @@ func (c *announcedCache) announce(ctx context.Context, ref cache.ImmutableRef, s
 	return c.snapshots.show(ctx, below...)
 }
 
+// share says, until end is called, that an operation of some sessions uses the layers of
+// a result.
+func (c *announcedCache) share(ref cache.ImmutableRef, s session.Group) (end func()) {
+	uses := func(blob digest.Digest) bool { return ref.DescHandler(blob) != nil }
+	return c.snapshots.layers.Share(uses, s)
+}
+
 type announcedRef struct {
 	cache.ImmutableRef
 	cache *announcedCache
+}
+
+// Extract may mount layers below a merge, or unpack them.
+func (r *announcedRef) Extract(ctx context.Context, s session.Group) error {
+	defer r.cache.share(r.ImmutableRef, s)()
+	return r.ImmutableRef.Extract(ctx, s)
 }
 
 // Mount announces the layers that there are when it has extracted them all.
@@ -128,7 +147,30 @@ func (r *announcedRef) Mount(ctx context.Context, readonly bool, s session.Group
 	if err := r.cache.announce(ctx, r.ImmutableRef, s); err != nil {
 		return nil, err
 	}
-	return r.ImmutableRef.Mount(ctx, readonly, s)
+	m, err := r.ImmutableRef.Mount(ctx, readonly, s)
+	if err != nil {
+		return nil, err
+	}
+	return &sharedMountable{m, func() (end func()) { return r.cache.share(r.ImmutableRef, s) }}, nil
+}
+
+// A sharedMountable is shared by the builds of an operation from Mount to the release.
+type sharedMountable struct {
+	snapshot.Mountable
+	share func() (end func())
+}
+
+func (m *sharedMountable) Mount() ([]mount.Mount, func() error, error) {
+	end := m.share()
+	mounts, release, err := m.Mountable.Mount()
+	if err != nil {
+		end()
+		return nil, nil, err
+	}
+	return mounts, func() error {
+		defer end()
+		return release()
+	}, nil
 }
 
 func (r *announcedRef) Clone() cache.ImmutableRef {

@@ -48,7 +48,7 @@ type Layers struct {
 
 	watchdog *watchdog.Watchdog // of the mounts; nil before the first one
 
-	watches map[*watch]struct{}
+	operations map[*operation]struct{} // that are shared
 }
 
 // A mount is a layer that is served in a directory, or the files of one that was
@@ -104,7 +104,7 @@ func New(root string, opts Options) (*Layers, error) {
 		opts: opts, root: root, line: line, store: st, ahead: newLookahead(), gate: g, space: s, metrics: m,
 		access: access{alive: opts.Alive, grants: map[grant]struct{}{}, homes: map[string][]place{}},
 		blobs:  map[string]*blob.Blob{}, mounted: map[string]*layer{}, mounts: map[string]*mount{},
-		watches: map[*watch]struct{}{},
+		operations: map[*operation]struct{}{},
 	}
 	s.used = l.used
 	return l, nil

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/docker/go-units"
@@ -39,35 +38,14 @@ const stderr = 2
 // returns ends that, and adds to the vertex's error why such a layer could not be
 // read: a process in a container sees no more than EIO.
 //
-// The sessions are those of the builds that share the vertex. When one of them has
-// ended, the layers are read with the credentials of those that are left, which may
-// have joined the vertex later.
+// The vertex is an operation of the sessions, see [Layers.Share].
 func (l *Layers) Watch(ctx context.Context, uses func(blob digest.Digest) bool, sessions session.Group) (end func(error) error) {
 	w := &watch{
-		layers: l, uses: uses, sessions: sessions, seen: map[string]bool{},
+		layers: l, uses: uses, unshare: l.Share(uses, sessions),
 		start: time.Now(), before: l.waits(), stop: make(chan struct{}), done: make(chan struct{}),
 	}
-	w.see()
-	l.mu.Lock()
-	l.watches[w] = struct{}{}
-	l.mu.Unlock()
 	go w.run(ctx)
 	return w.end
-}
-
-// successors returns the living sessions that share a vertex with one that has
-// ended, if the vertex uses the blob.
-func (l *Layers) successors(ended string, blob digest.Digest) []string {
-	l.mu.Lock()
-	watches := slices.Collect(maps.Keys(l.watches))
-	l.mu.Unlock()
-	var living []string
-	for _, w := range watches {
-		if w.saw(ended) && w.uses(blob) {
-			living = append(living, slices.DeleteFunc(w.see(), func(s string) bool { return !l.opts.Alive(s) })...)
-		}
-	}
-	return living
 }
 
 func (l *Layers) waits() map[*layer]int64 {
@@ -88,30 +66,10 @@ func (l *Layers) each(do func(*layer)) {
 type watch struct {
 	layers     *Layers
 	uses       func(blob digest.Digest) bool
-	sessions   session.Group // changes as builds join the vertex and end
+	unshare    func()
 	start      time.Time
 	before     map[*layer]int64
 	stop, done chan struct{}
-
-	mu   sync.Mutex
-	seen map[string]bool // sessions that are or were among them
-}
-
-// see returns the sessions of this moment.
-func (w *watch) see() []string {
-	now := session.AllSessionIDs(w.sessions)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, s := range now {
-		w.seen[s] = true
-	}
-	return now
-}
-
-func (w *watch) saw(session string) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.seen[session]
 }
 
 func (w *watch) run(ctx context.Context) {
@@ -177,24 +135,22 @@ func (w *watch) show(pw progress.Writer, completed *time.Time) {
 
 // end waits until all is written, since the vertex takes no more afterwards.
 func (w *watch) end(err error) error {
-	w.layers.mu.Lock()
-	delete(w.layers.watches, w)
-	w.layers.mu.Unlock()
+	w.unshare()
 	close(w.stop)
 	<-w.done
 	if err == nil {
 		return nil
 	}
-	return w.explain(err)
+	return w.layers.Explain(err, w.start, w.uses)
 }
 
-// explain adds what reads have failed of since the start, and which layers cannot
-// be read any more.
-func (w *watch) explain(err error) error {
-	causes := w.layers.aborted(w.uses)
-	w.each(func(mounted *layer) {
+// Explain adds to the error of who uses some blobs what reads of these have failed of
+// since the start, unless the error says so, and which layers cannot be read any more.
+func (l *Layers) Explain(err error, start time.Time, uses func(blob digest.Digest) bool) error {
+	causes := l.aborted(uses)
+	l.each(func(mounted *layer) {
 		failure := mounted.failure.Load()
-		if failure == nil || failure.at.Before(w.start) {
+		if !uses(mounted.Key().Blob) || failure == nil || failure.at.Before(start) || errors.Is(err, failure.err) {
 			return
 		}
 		stats := mounted.Stats()
