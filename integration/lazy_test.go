@@ -291,9 +291,12 @@ func TestLazyFaults(t *testing.T) {
 		require.ErrorContains(t, err, "sha256:")
 		require.ErrorContains(t, err, g.address+": 403")
 		// The daemon's own reads tell as much.
-		copies := writeFiles(t, map[string]string{"Dockerfile": "FROM scratch\nCOPY --from=" + g.address + "/" + name + " /one /\n"})
-		_, err = d.tryBuild(t, copies)
-		require.ErrorContains(t, err, "403")
+		for _, last := range []string{"COPY --from=base /one /", "RUN --mount=from=base,source=/one,target=/read cat /read"} {
+			p, err := d.tryBuild(t, writeFiles(t, map[string]string{"Dockerfile": "FROM " + g.address + "/" + name + " AS base\nFROM " + busybox(t) + "\n" + last + "\n"}))
+			require.Error(t, err)
+			require.Contains(t, p.other.String(), "sha256:")
+			require.Equal(t, 1, strings.Count(p.other.String(), g.address+": 403"), p.text())
+		}
 	})
 }
 

@@ -2,8 +2,10 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/moby/buildkit/executor"
@@ -11,7 +13,6 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/util/bklog"
-	bkworker "github.com/moby/buildkit/worker"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/lazy"
@@ -144,8 +145,23 @@ func (o *watchedOp) CacheMap(ctx context.Context, job solver.JobContext, index i
 func usedBy(results ...solver.Result) func(digest.Digest) bool {
 	return func(blob digest.Digest) bool {
 		return slices.ContainsFunc(results, func(r solver.Result) bool {
-			ref, ok := r.Sys().(*bkworker.WorkerRef)
-			return ok && ref.ImmutableRef != nil && ref.ImmutableRef.DescHandler(blob) != nil
+			ref := refOf(r)
+			return ref != nil && ref.DescHandler(blob) != nil
 		})
 	}
+}
+
+// Explain adds to the error of a build that began at a time why the lazy layers of a
+// step's input could not be read, if no checksum could be made of the input. That of a
+// command is not watched: the operation has to be BuildKit's, see ResolveOp.
+func Explain(err error, began time.Time) error {
+	var slow *solver.SlowCacheError
+	if !errors.As(err, &slow) {
+		return err
+	}
+	ref, ok := refOf(slow.Result).(*announcedRef)
+	if !ok {
+		return err
+	}
+	return ref.cache.snapshots.layers.Explain(err, began, usedBy(slow.Result))
 }

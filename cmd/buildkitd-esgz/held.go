@@ -3,9 +3,12 @@ package main
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/moby/buildkit/solver"
 	"google.golang.org/grpc"
+
+	"github.com/buildkitd-esgz/buildkitd-esgz/worker"
 )
 
 // releaseHeld releases what the error of a build holds. If the input of a step cannot
@@ -19,4 +22,11 @@ func releaseHeld(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler 
 		_ = slow.Result.Release(context.WithoutCancel(ctx))
 	}
 	return answer, err
+}
+
+// explain adds to the error of a build why lazy layers could not be read.
+func explain(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	began := time.Now()
+	answer, err := handler(ctx, req)
+	return answer, worker.Explain(err, began)
 }

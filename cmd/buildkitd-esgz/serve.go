@@ -26,7 +26,7 @@ func newAPIServer(t *telemetry, builds *drain, onCall grpc.UnaryServerIntercepto
 	return grpc.NewServer(
 		grpc.StatsHandler(t.serverStats()),
 		grpc.StatsHandler(builds),
-		grpc.ChainUnaryInterceptor(logErrors, grpcerrors.UnaryServerInterceptor, builds.onCall, releaseHeld, onCall),
+		grpc.ChainUnaryInterceptor(logErrors, grpcerrors.UnaryServerInterceptor, builds.onCall, releaseHeld, explain, onCall),
 		grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
