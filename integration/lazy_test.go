@@ -291,8 +291,9 @@ func TestLazyFaults(t *testing.T) {
 		require.ErrorContains(t, err, "sha256:")
 		require.ErrorContains(t, err, g.address+": 403")
 		// The daemon's own reads tell as much.
-		for _, last := range []string{"COPY --from=base /one /", "RUN --mount=from=base,source=/one,target=/read cat /read"} {
-			p, err := d.tryBuild(t, writeFiles(t, map[string]string{"Dockerfile": "FROM " + g.address + "/" + name + " AS base\nFROM " + busybox(t) + "\n" + last + "\n"}))
+		for _, last := range []string{"COPY --from=base /one /", "RUN --mount=from=base,source=/one,target=/read cat /read", "FROM base"} {
+			dir := writeFiles(t, map[string]string{"Dockerfile": "FROM " + g.address + "/" + name + " AS base\nFROM " + busybox(t) + "\n" + last + "\n"})
+			p, err := d.tryBuild(t, dir, "--output=type=tar,dest=/dev/null")
 			require.Error(t, err)
 			require.Contains(t, p.other.String(), "sha256:")
 			require.Equal(t, 1, strings.Count(p.other.String(), g.address+": 403"), p.text())

@@ -124,8 +124,7 @@ func (c *announcedCache) announce(ctx context.Context, ref cache.ImmutableRef, s
 // share says, until end is called, that an operation of some sessions uses the layers of
 // a result.
 func (c *announcedCache) share(ref cache.ImmutableRef, s session.Group) (end func()) {
-	uses := func(blob digest.Digest) bool { return ref.DescHandler(blob) != nil }
-	return c.snapshots.layers.Share(uses, s)
+	return c.snapshots.layers.Share(usedBy(ref), s)
 }
 
 type announcedRef struct {

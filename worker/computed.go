@@ -32,7 +32,7 @@ const (
 )
 
 func (o *computedOp) Exec(ctx context.Context, job solver.JobContext, inputs []solver.Result) ([]solver.Result, error) {
-	end := o.layers.Watch(ctx, usedBy(inputs...), job.Session())
+	end := o.layers.Watch(ctx, usedBy(refsOf(inputs)...), job.Session())
 	outputs, err := o.exec(ctx, job, inputs)
 	return outputs, end(err)
 }
@@ -130,6 +130,14 @@ func refOf(r solver.Result) cache.ImmutableRef {
 		return ref.ImmutableRef
 	}
 	return nil
+}
+
+func refsOf(results []solver.Result) []cache.ImmutableRef {
+	refs := make([]cache.ImmutableRef, len(results))
+	for i, r := range results {
+		refs[i] = refOf(r)
+	}
+	return refs
 }
 
 // blobOf returns the blob of a layer in BuildKit's metadata.

@@ -17,12 +17,14 @@ import (
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/lazy"
 )
 
-// exported returns an exporter whose references get their layers from the
-// worker's GetRemotes. BuildKit's exporters ask the references.
+// exported returns an exporter of layers whose references get these from the worker's
+// GetRemotes, or one of files that is watched. BuildKit's exporters ask the references.
 func (d *decorated) exported(name string, e exporter.Exporter) exporter.Exporter {
 	switch name {
 	case client.ExporterImage, client.ExporterOCI, client.ExporterDocker:
 		return &layerExporter{Exporter: e, worker: d}
+	case client.ExporterLocal, client.ExporterTar:
+		return &watchedExporter{Exporter: e, layers: d.opt.layers}
 	default:
 		return e
 	}

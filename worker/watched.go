@@ -3,13 +3,16 @@ package worker
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/executor/resources/types"
+	"github.com/moby/buildkit/exporter"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/util/bklog"
@@ -117,7 +120,7 @@ type watchedOp struct {
 }
 
 func (o *watchedOp) Exec(ctx context.Context, job solver.JobContext, inputs []solver.Result) ([]solver.Result, error) {
-	end := o.layers.Watch(ctx, usedBy(inputs...), job.Session())
+	end := o.layers.Watch(ctx, usedBy(refsOf(inputs)...), job.Session())
 	outputs, err := o.Op.Exec(ctx, job, inputs)
 	return outputs, end(err)
 }
@@ -131,7 +134,7 @@ func (o *watchedOp) CacheMap(ctx context.Context, job solver.JobContext, index i
 	for i, dep := range m.Deps {
 		if sum := dep.ComputeDigestFunc; sum != nil {
 			m.Deps[i].ComputeDigestFunc = func(ctx context.Context, r solver.Result, g session.Group) (digest.Digest, error) {
-				end := o.layers.Watch(ctx, usedBy(r), g)
+				end := o.layers.Watch(ctx, usedBy(refOf(r)), g)
 				d, err := sum(ctx, r, g)
 				return d, end(err)
 			}
@@ -140,15 +143,38 @@ func (o *watchedOp) CacheMap(ctx context.Context, job solver.JobContext, index i
 	return m, done, nil
 }
 
-// usedBy tells the blobs of the layers of results. A lazy one has a handler, by
-// which BuildKit could pull it.
-func usedBy(results ...solver.Result) func(digest.Digest) bool {
+// usedBy tells the blobs of the layers of references, which may be nil. A lazy one has a
+// handler, by which BuildKit could pull it.
+func usedBy(refs ...cache.ImmutableRef) func(digest.Digest) bool {
 	return func(blob digest.Digest) bool {
-		return slices.ContainsFunc(results, func(r solver.Result) bool {
-			ref := refOf(r)
-			return ref != nil && ref.DescHandler(blob) != nil
-		})
+		return slices.ContainsFunc(refs, func(ref cache.ImmutableRef) bool { return ref != nil && ref.DescHandler(blob) != nil })
 	}
+}
+
+// A watchedExporter exports files, which the daemon reads.
+type watchedExporter struct {
+	exporter.Exporter
+	layers *lazy.Layers
+}
+
+func (e *watchedExporter) Resolve(ctx context.Context, id int, attrs map[string]string) (exporter.ExporterInstance, error) {
+	i, err := e.Exporter.Resolve(ctx, id, attrs)
+	if err != nil {
+		return nil, err
+	}
+	return &watchedExport{i, e.layers}, nil
+}
+
+type watchedExport struct {
+	exporter.ExporterInstance
+	layers *lazy.Layers
+}
+
+func (i *watchedExport) Export(ctx context.Context, src *exporter.Source, info exporter.ExportBuildInfo) (map[string]string, exporter.FinalizeFunc, exporter.DescriptorReference, error) {
+	refs := append(slices.Collect(maps.Values(src.Refs)), src.Ref)
+	end := i.layers.Watch(ctx, usedBy(refs...), session.NewGroup(info.SessionID))
+	response, finalize, ref, err := i.ExporterInstance.Export(ctx, src, info)
+	return response, finalize, ref, end(err)
 }
 
 // Explain adds to the error of a build that began at a time why the lazy layers of a
@@ -163,5 +189,5 @@ func Explain(err error, began time.Time) error {
 	if !ok {
 		return err
 	}
-	return ref.cache.snapshots.layers.Explain(err, began, usedBy(slow.Result))
+	return ref.cache.snapshots.layers.Explain(err, began, usedBy(ref))
 }
