@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -32,6 +33,7 @@ type announcing struct {
 	snapshot.Snapshotter
 	layers *lazy.Layers
 	show   func(ctx context.Context, snapshots ...string) error // of the lazy snapshotter
+	leases leases.Manager
 }
 
 const (
@@ -140,7 +142,15 @@ func (a *announcing) Mounts(ctx context.Context, key string) (snapshot.Mountable
 	if m, err = a.showing(ctx, m, key); err != nil || info.Kind != snapshots.KindActive {
 		return m, err
 	}
-	return failingLater{m}, nil
+	ctx = context.WithoutCancel(ctx)
+	return &failingLater{Mountable: m, merging: func() bool { return !a.hasRecord(ctx, key) }}, nil
+}
+
+// hasRecord says whether BuildKit's cache has a record of a snapshot that is written,
+// which a lease with its ID keeps. It has none of the snapshot that Merge writes.
+func (a *announcing) hasRecord(ctx context.Context, key string) bool {
+	_, err := a.leases.ListResources(ctx, leases.Lease{ID: key})
+	return err == nil
 }
 
 func (a *announcing) showing(ctx context.Context, m snapshot.Mountable, name string) (snapshot.Mountable, error) {
@@ -189,19 +199,30 @@ func (m *showing) Mount() ([]mount.Mount, func() error, error) {
 	return m.Mountable.Mount()
 }
 
-// A failingLater Mountable returns, instead of an error, a mount that nobody can make,
-// since BuildKit's Merge drops the error and panics. Its type is that of no filesystem:
-// the source of a bind mount would be used without being mounted.
-type failingLater struct{ snapshot.Mountable }
+// A failingLater Mountable is that of a snapshot that BuildKit's Merge may be writing,
+// which drops the error of Mount and panics. It then returns, instead of an error, a
+// mount that nobody can make. Its type is that of no filesystem: the source of a bind
+// mount would be used without being mounted. Only one caller may use it then.
+type failingLater struct {
+	snapshot.Mountable
+	merging func() bool
+	failed  []mount.Mount
+}
 
-// Mount returns no error. The kernel names the source, which is the reason, in its own.
-func (m failingLater) Mount() ([]mount.Mount, func() error, error) {
-	mounts, release, err := m.Mountable.Mount()
-	if err != nil {
-		bklog.L.WithError(err).Error("a snapshot is not mounted")
-		return []mount.Mount{{Type: "unavailable", Source: err.Error()}}, func() error { return nil }, nil
+// Mount returns no error to Merge. The kernel names the source, which is the reason, in
+// its own. Merge mounts a second time, which fails as the first.
+func (m *failingLater) Mount() ([]mount.Mount, func() error, error) {
+	none := func() error { return nil }
+	if m.failed != nil {
+		return m.failed, none, nil
 	}
-	return mounts, release, nil
+	mounts, release, err := m.Mountable.Mount()
+	if err == nil || !m.merging() {
+		return mounts, release, err
+	}
+	bklog.L.WithError(err).Error("a merge is not mounted")
+	m.failed = []mount.Mount{{Type: "unavailable", Source: err.Error()}}
+	return m.failed, none, nil
 }
 
 // brings says whether any of the labels that are not kept is set.

@@ -102,7 +102,7 @@ func newWorker(ctx context.Context, wopt base.WorkerOpt, opt Options) (bkworker.
 		if err := forgetSessions(ctx, wopt.Snapshotter); err != nil {
 			return nil, err
 		}
-		announces = &announcing{Snapshotter: wopt.Snapshotter, layers: opt.layers, show: opt.show}
+		announces = &announcing{Snapshotter: wopt.Snapshotter, layers: opt.layers, show: opt.show, leases: wopt.LeaseManager}
 		wopt.Snapshotter = announces
 		defer keepLazy(&wopt, opt.layers)()
 	}
