@@ -37,17 +37,17 @@ func sessionsOf(ctx context.Context) session.Group {
 }
 
 // executor returns e, which tells how its last process ended.
-func (l *lastRun) executor(e executor.Executor) executor.Executor { return &toldExecutor{e, l} }
+func (l *lastRun) executor(e executor.Executor) executor.Executor { return &lastRunExecutor{e, l} }
 
 // cache returns m, which commits no results of a canceled process.
-func (l *lastRun) cache(m cache.Manager) cache.Manager { return &toldCache{m, l} }
+func (l *lastRun) cache(m cache.Manager) cache.Manager { return &lastRunCache{m, l} }
 
-type toldExecutor struct {
+type lastRunExecutor struct {
 	executor.Executor
 	run *lastRun
 }
 
-func (e *toldExecutor) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (types.Recorder, error) {
+func (e *lastRunExecutor) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (types.Recorder, error) {
 	e.run.canceled = nil
 	ctx = context.WithValue(ctx, sessionsKey{}, e.run.sessions)
 	recorder, err := e.Executor.Run(ctx, id, root, mounts, process, started)
@@ -57,35 +57,35 @@ func (e *toldExecutor) Run(ctx context.Context, id string, root executor.Mount, 
 	return recorder, err
 }
 
-type toldCache struct {
+type lastRunCache struct {
 	cache.Manager
 	run *lastRun
 }
 
-func (c *toldCache) New(ctx context.Context, parent cache.ImmutableRef, s session.Group, opts ...cache.RefOption) (cache.MutableRef, error) {
+func (c *lastRunCache) New(ctx context.Context, parent cache.ImmutableRef, s session.Group, opts ...cache.RefOption) (cache.MutableRef, error) {
 	c.run.sessions = s
 	ref, err := c.Manager.New(ctx, parent, s, opts...)
 	if err != nil {
 		return nil, err
 	}
-	return &toldRef{ref, c.run}, nil
+	return &lastRunRef{ref, c.run}, nil
 }
 
 // GetMutable gets a cache mount of an earlier command. BuildKit's operation gives no
 // handlers, and makes another one if some are needed.
-func (c *toldCache) GetMutable(ctx context.Context, id string, opts ...cache.RefOption) (cache.MutableRef, error) {
+func (c *lastRunCache) GetMutable(ctx context.Context, id string, opts ...cache.RefOption) (cache.MutableRef, error) {
 	get := func(handlers cache.DescHandlers) (cache.MutableRef, error) {
 		return c.Manager.GetMutable(ctx, id, append(opts[:len(opts):len(opts)], handlers)...)
 	}
 	return withHandlers(get, c.run.handlers(ctx))
 }
 
-type toldRef struct {
+type lastRunRef struct {
 	cache.MutableRef
 	run *lastRun
 }
 
-func (r *toldRef) Commit(ctx context.Context) (cache.ImmutableRef, error) {
+func (r *lastRunRef) Commit(ctx context.Context) (cache.ImmutableRef, error) {
 	if r.run.canceled != nil {
 		return nil, r.run.canceled
 	}

@@ -311,7 +311,7 @@ func (s *Snapshotter) removeUnused() error {
 func (s *Snapshotter) take(id string) (done func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.pending[id] > 0 || s.leaving[id] != nil || s.shows(id) {
+	if s.pending[id] > 0 || s.leaving[id] != nil || s.inUse(id) {
 		return nil
 	}
 	gone := make(chan struct{})
@@ -324,8 +324,8 @@ func (s *Snapshotter) take(id string) (done func()) {
 	}
 }
 
-// shows is called with the lock held.
-func (s *Snapshotter) shows(id string) bool {
+// inUse says whether a snapshot needs what was fetched of a layer. Call it with the lock held.
+func (s *Snapshotter) inUse(id string) bool {
 	is := func(layer *shown) bool { return layer.layer == id && !s.lazy.Unpacked(layer.dir) }
 	return slices.ContainsFunc(slices.Collect(maps.Values(s.shown)), is) || slices.ContainsFunc(s.removed, is)
 }

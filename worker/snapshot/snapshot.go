@@ -230,10 +230,10 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 // lazy snapshots are unpacked.
 func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
 	info, err := s.Snapshotter.Stat(ctx, key)
-	return s.told(info), err
+	return s.relabel(info), err
 }
 
-func (s *Snapshotter) told(info snapshots.Info) snapshots.Info {
+func (s *Snapshotter) relabel(info snapshots.Info) snapshots.Info {
 	if s.isUnpacked(info) {
 		info.Labels[UnpackedLabel] = "true"
 	}
@@ -248,7 +248,7 @@ func (s *Snapshotter) isUnpacked(info snapshots.Info) bool {
 // Update shows the snapshot as Stat does.
 func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	updated, err := s.Snapshotter.Update(ctx, info, fieldpaths...)
-	return s.told(updated), err
+	return s.relabel(updated), err
 }
 
 // Usage of a lazy snapshot is what is here of it by now.
@@ -270,7 +270,7 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 // Walk shows snapshots as Stat does.
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
 	return s.Snapshotter.Walk(ctx, func(ctx context.Context, info snapshots.Info) error {
-		return fn(ctx, s.told(info))
+		return fn(ctx, s.relabel(info))
 	}, filters...)
 }
 

@@ -30,7 +30,7 @@ type bindLazy struct {
 	// unpack, if set, is called by Unpack before it is done.
 	unpack   func(ctx context.Context, dir string) error
 	unpacked int
-	told     []string // layers of which Unpacking has told
+	reported []string // layers of which Unpacking was called
 }
 
 const layerLabel = "containerd.io/snapshot/test.layer"
@@ -84,7 +84,7 @@ func (l *bindLazy) Mounted(dir string) bool {
 func (l *bindLazy) Unpacking(_ context.Context, labels map[string]string, _ error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.told = append(l.told, labels[layerLabel])
+	l.reported = append(l.reported, labels[layerLabel])
 }
 
 func (l *bindLazy) Unpack(ctx context.Context, id, dir string, _ map[string]string) error {

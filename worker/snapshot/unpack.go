@@ -18,13 +18,13 @@ import (
 // FUSE. To unpack a layer all of it is fetched, which takes as long as a pull. No method
 // of [snapshots.Snapshotter] does so, since containerd's metadata is locked meanwhile.
 func (s *Snapshotter) Show(ctx context.Context, names ...string) error {
-	told := false
+	reported := false
 	for _, name := range names {
 		unpacking := func(labels map[string]string, why error) {
-			if !told {
+			if !reported {
 				s.lazy.Unpacking(ctx, labels, why)
 			}
-			told = true
+			reported = true
 		}
 		err := s.show(ctx, name, unpacking)
 		if err != nil && ctx.Err() != nil {

@@ -58,8 +58,8 @@ func TestUnpack(t *testing.T) {
 		both.Go(func() { assert.NoError(t, s.Show(t.Context(), "base", "top")) })
 	}
 	both.Wait()
-	require.Contains(t, lazy.told, "base")
-	require.LessOrEqual(t, len(lazy.told), 2, "once for each who asks")
+	require.Contains(t, lazy.reported, "base")
+	require.LessOrEqual(t, len(lazy.reported), 2, "once for each who asks")
 	for _, noMount := range []error{lazy.noMount, nil} { // with FUSE it stays so
 		lazy.noMount = noMount
 		require.Equal(t, 2, lazy.unpacked)
@@ -146,7 +146,7 @@ func TestMountFailsOnce(t *testing.T) {
 		require.ErrorIs(t, s.Show(t.Context(), "base"), unix.EMFILE)
 	}
 	require.Zero(t, lazy.unpacked)
-	require.Empty(t, lazy.told)
+	require.Empty(t, lazy.reported)
 	lazy.noMount = nil
 	require.NoError(t, s.Show(t.Context(), "base"))
 	require.Equal(t, "base", read(t, s, "base", "file"))
