@@ -57,7 +57,7 @@ func Reorder(ctx context.Context, w io.Writer, src *Reader, order []string, opts
 	if err := r.scan(room); err != nil {
 		return nil, err
 	}
-	if err := o.run(ctx, func(next func(int) (*batch, error), submit func(*batch)) error {
+	if err := o.run(ctx, func(ctx context.Context, next func(int) (*batch, error), submit func(*batch)) error {
 		r.next, r.submit = next, submit
 		if err := r.reorder(order); err != nil {
 			return err

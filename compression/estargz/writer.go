@@ -61,7 +61,7 @@ func write(ctx context.Context, w io.Writer, r io.Reader, opts Options, room *ro
 		chunk:    int(o.opts.ChunkSize),
 		minChunk: int(o.opts.MinChunkSize),
 	}
-	if err := o.run(ctx, func(next func(int) (*batch, error), submit func(*batch)) error {
+	if err := o.run(ctx, func(ctx context.Context, next func(int) (*batch, error), submit func(*batch)) error {
 		s.next, s.submit = next, submit
 		return s.split(&patientReader{
 			Reader:   r,
@@ -144,7 +144,7 @@ func newOutput(w io.Writer, opts Options, room *room) (*output, error) {
 
 // run lets produce submit batches, which three stages then take side by side:
 // compression on the pool's workers, the digest of the tar, and the blob.
-func (o *output) run(ctx context.Context, produce func(next func(int) (*batch, error), submit func(*batch)) error) error {
+func (o *output) run(ctx context.Context, produce func(ctx context.Context, next func(int) (*batch, error), submit func(*batch)) error) error {
 	eg, ctx := errgroup.WithContext(ctx)
 	toBlob := make(chan *batch, o.opts.Pool.queue)
 	toHash := make(chan *batch, o.opts.Pool.queue)
@@ -153,7 +153,7 @@ func (o *output) run(ctx context.Context, produce func(next func(int) (*batch, e
 	eg.Go(func() error {
 		defer close(toBlob)
 		defer close(toHash)
-		return produce(
+		return produce(ctx,
 			func(n int) (*batch, error) { return buffers.get(ctx, n) },
 			func(b *batch) {
 				buffers.submitted()

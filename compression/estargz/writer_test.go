@@ -410,6 +410,47 @@ func TestStalledInputHoldsNoPool(t *testing.T) {
 	require.Equal(t, input, unpack(t, stalled.Bytes()))
 }
 
+// TestFailedWriterWaitsForNobody has a writer whose output fails while its input stalls.
+// When the input goes on, the pool's memory is another's, whose output is not taken.
+func TestFailedWriterWaitsForNobody(t *testing.T) {
+	var header bytes.Buffer
+	require.NoError(t, tar.NewWriter(&header).WriteHeader(&tar.Header{Name: "a", Typeflag: tar.TypeReg, Size: 1 << 40}))
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		pool := estargz.NewPool(1, 32<<20)
+		stalls, input := io.Pipe()
+		fail, full, done := make(chan struct{}), errors.New("the disk is full"), make(chan error, 1)
+		go func() {
+			failing := writerFunc(func([]byte) (int, error) { <-fail; return 0, full })
+			_, err := estargz.Write(ctx, failing, stalls, estargz.Options{Level: 1, Pool: pool})
+			done <- err
+		}()
+		_, err := io.Copy(input, io.MultiReader(&header, io.LimitReader(zeroReader{}, 6<<20)))
+		require.NoError(t, err)
+		time.Sleep(time.Minute) // it has lent its memory
+		var other sync.WaitGroup
+		other.Go(func() {
+			stuck := writerFunc(func([]byte) (int, error) { <-ctx.Done(); return 0, ctx.Err() })
+			_, err := estargz.Write(ctx, stuck, io.MultiReader(bytes.NewReader(header.Bytes()), zeroReader{}), estargz.Options{Level: 1, Pool: pool})
+			require.ErrorIs(t, err, context.Canceled)
+		})
+		synctest.Wait()
+		close(fail)
+		synctest.Wait()
+		_, err = input.Write([]byte{0})
+		require.NoError(t, err)
+		synctest.Wait()
+		select {
+		case err := <-done:
+			require.ErrorIs(t, err, full)
+		default:
+			t.Error("it waits for the other writer")
+		}
+		cancel()
+		other.Wait()
+	})
+}
+
 // TestWritersShareMemory has writers whose output is not taken: together they read
 // no more input than the pool has memory for.
 func TestWritersShareMemory(t *testing.T) {
