@@ -80,17 +80,52 @@ func TestLazyDiffOfLayer(t *testing.T) {
 		}
 		http.Error(w, "only that layer", http.StatusForbidden)
 	})
+	diff := func(address string) llb.State {
+		return llb.Diff(llb.Image(address+"/"+lower), llb.Image(address+"/"+upper))
+	}
 	reads := func(address string) llb.State {
-		diff := llb.Diff(llb.Image(address+"/"+lower), llb.Image(address+"/"+upper))
-		return llb.Image(busybox(t)).Run(llb.Shlex("cat /diff/upper"), llb.AddMount("/diff", diff, llb.Readonly)).Root()
+		return llb.Image(busybox(t)).Run(llb.Shlex("cat /diff/upper"), llb.AddMount("/diff", diff(address), llb.Readonly)).Root()
 	}
 	d := startLazy(t, onDemand)
 	hold(t, d, upon(t, g.address+"/"+lower, "head -c 100 /one >/dev/null; echo begun; sleep 600"))
-	out, err := d.as(t, g2.address, "builder", "secret").solve(t, reads(g2.address))
+	for _, refused := range []string{"who makes it", "who finds it in the cache"} {
+		out, err := d.as(t, g2.address, "builder", "secret").solve(t, reads(g2.address))
+		require.Error(t, err, "%s\n%s", refused, out)
+		require.Regexp(t, "is lazy, and not all here: .* (401 Unauthorized|403 Forbidden)", out)
+		out, err = d.solve(t, diff(g.address))
+		require.NoError(t, err, out)
+	}
+	out, err := d.solve(t, reads(g.address))
+	require.NoError(t, err, out)
+}
+
+// A blob is made of the result of a step, and compared with the layers below it, for
+// the build that exports it and not for the one that has run the step.
+func TestLazyExportOfCached(t *testing.T) {
+	needs(t)
+	name := pushLazy(t)
+	g, g2 := newGate(t), newGate(t)
+	step := func(address, made string) llb.State {
+		base := llb.Image(address + "/" + name)
+		return llb.Diff(base, base.Run(llb.Shlex("touch /"+made)).Root())
+	}
+	d := startLazy(t, onDemand)
+	export := func(made string) (string, error) {
+		return d.as(t, g2.address, "builder", "secret").solve(t, step(g2.address, made), "--output=type=image,name=exported")
+	}
+	out, err := d.solve(t, step(g.address, "first"))
+	require.NoError(t, err, out)
+	out, err = export("first")
+	require.NoError(t, err, out)
+
+	out, err = d.solve(t, step(g.address, "second"))
+	require.NoError(t, err, out)
+	d.Kill()
+	d.start(t)
+	g2.do(g2.status(http.StatusForbidden))
+	out, err = export("second")
 	require.Error(t, err, out)
 	require.Regexp(t, "is lazy, and not all here: .* (401 Unauthorized|403 Forbidden)", out)
-	out, err = d.solve(t, reads(g.address))
-	require.NoError(t, err, out)
 }
 
 // hold runs a build whose step says that it has begun, until the test ends.
@@ -114,13 +149,13 @@ func hold(t *testing.T, d *daemon, dir string) {
 }
 
 // solve builds a state without a frontend, and returns what the client said.
-func (d *daemon) solve(t *testing.T, state llb.State) (string, error) {
+func (d *daemon) solve(t *testing.T, state llb.State, args ...string) (string, error) {
 	t.Helper()
 	def, err := state.Marshal(t.Context(), llb.LinuxAmd64)
 	require.NoError(t, err)
 	var in bytes.Buffer
 	require.NoError(t, llb.WriteTo(def, &in))
-	c := d.command(t.Context(), "buildctl", "build", "--progress=plain")
+	c := d.command(t.Context(), "buildctl", append([]string{"build", "--progress=plain"}, args...)...)
 	c.Stdin = &in
 	out, err := c.CombinedOutput()
 	return string(out), err

@@ -3,10 +3,12 @@ package worker
 import (
 	"cmp"
 	"context"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/moby/buildkit/cache"
+	cacheconfig "github.com/moby/buildkit/cache/config"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/snapshot"
 	"github.com/moby/buildkit/solver"
@@ -19,7 +21,7 @@ import (
 )
 
 // An announcedCache hands out results that tell their lazy layers of the builds that
-// mount them, before BuildKit does.
+// read them, before BuildKit does.
 //
 // BuildKit does so with the lock of the result's record held, for which du, prune and
 // other builds wait. It does not at all for a result that it has mounted for another
@@ -65,6 +67,21 @@ func (c *announcedCache) Get(ctx context.Context, id string, pg progress.Control
 	return c.result(c.Manager.Get(ctx, id, pg, opts...))
 }
 
+// part gets a reference that a result was made of, with handlers for its lazy layers.
+func (c *announcedCache) part(ctx context.Context, of cache.Ref, id string) (cache.ImmutableRef, error) {
+	get := func(handlers cache.DescHandlers) (cache.ImmutableRef, error) {
+		return c.Get(ctx, id, nil, cache.NoUpdateLastUsed, handlers)
+	}
+	return withHandlers(get, c.handler(ctx, of))
+}
+
+// handler returns the handlers that a result has, and those that are known besides.
+func (c *announcedCache) handler(ctx context.Context, of cache.Ref) func(blob digest.Digest) *cache.DescHandler {
+	return func(blob digest.Digest) *cache.DescHandler {
+		return cmp.Or(of.DescHandler(blob), c.handlers(ctx)(blob))
+	}
+}
+
 // New extracts the parent itself: BuildKit does so too, and does not release what it has
 // of the parent if that fails.
 func (c *announcedCache) New(ctx context.Context, parent cache.ImmutableRef, s session.Group, opts ...cache.RefOption) (cache.MutableRef, error) {
@@ -101,7 +118,7 @@ func (c *announcedCache) announce(ctx context.Context, ref cache.ImmutableRef, s
 	defer chain.Release(context.WithoutCancel(ctx))
 	var below []string
 	for _, layer := range chain {
-		info, err := c.snapshots.Stat(ctx, layer.GetString("cache.snapshot"))
+		info, err := c.snapshots.Stat(ctx, layer.GetString(snapshotKey))
 		if errdefs.IsNotFound(err) {
 			continue // BuildKit is still to prepare it, or it is what a step has just written
 		}
@@ -127,15 +144,44 @@ func (c *announcedCache) share(ref cache.ImmutableRef, s session.Group) (end fun
 	return c.snapshots.layers.Share(usedBy(ref), s)
 }
 
+// announceParts is announce for what BuildKit reads to make some layers of a result: the
+// files of a merge or a diff, or the blob of a layer. BuildKit reads it through
+// references of its own, which have the handlers of another build, or none.
+func (c *announcedCache) announceParts(ctx context.Context, ref cache.ImmutableRef, s session.Group, made func(layer cache.ImmutableRef) bool) error {
+	chain := ref.LayerChain()
+	defer chain.Release(context.WithoutCancel(ctx))
+	done := "" // the layer that was announced with the one above it
+	for _, layer := range slices.Backward(chain) {
+		if layer.ID() != done {
+			if !made(layer) {
+				continue
+			}
+			for _, id := range partsOf(layer) {
+				if err := c.announcePart(ctx, ref, id, s); err != nil {
+					return err
+				}
+			}
+		}
+		done = layer.GetString(parentKey)
+	}
+	return nil
+}
+
+func (c *announcedCache) announcePart(ctx context.Context, of cache.Ref, id string, s session.Group) error {
+	part, err := c.part(ctx, of, id)
+	if err != nil {
+		return err
+	}
+	defer part.Release(context.WithoutCancel(ctx))
+	if err := part.Extract(ctx, s); err != nil {
+		return err
+	}
+	return c.announce(ctx, part, s)
+}
+
 type announcedRef struct {
 	cache.ImmutableRef
 	cache *announcedCache
-}
-
-// Extract may mount layers below a merge, or unpack them.
-func (r *announcedRef) Extract(ctx context.Context, s session.Group) error {
-	defer r.cache.share(r.ImmutableRef, s)()
-	return r.ImmutableRef.Extract(ctx, s)
 }
 
 // Mount announces the layers that there are when it has extracted them all.
@@ -172,6 +218,34 @@ func (m *sharedMountable) Mount() ([]mount.Mount, func() error, error) {
 	}, nil
 }
 
+// Extract makes the files of a merge or a diff if they are not here, for which it may
+// mount layers or unpack them. The files of a diff of one layer are compared with the
+// layers below it, which are no layers of the diff.
+func (r *announcedRef) Extract(ctx context.Context, s session.Group) error {
+	defer r.cache.share(r.ImmutableRef, s)()
+	if isComputed(r) {
+		_, err := r.cache.snapshots.Stat(ctx, r.GetString(snapshotKey))
+		if errdefs.IsNotFound(err) {
+			err = r.cache.announceParts(ctx, r.ImmutableRef, s, func(cache.ImmutableRef) bool { return true })
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return r.ImmutableRef.Extract(ctx, s)
+}
+
+// GetRemotes makes the blobs that there are not.
+func (r *announcedRef) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group) ([]*solver.Remote, error) {
+	if createIfNeeded {
+		hasNone := func(layer cache.ImmutableRef) bool { return blobOf(layer) == "" }
+		if err := r.cache.announceParts(ctx, r.ImmutableRef, s, hasNone); err != nil {
+			return nil, err
+		}
+	}
+	return r.ImmutableRef.GetRemotes(ctx, createIfNeeded, cfg, all, s)
+}
+
 func (r *announcedRef) Clone() cache.ImmutableRef {
 	return &announcedRef{r.ImmutableRef.Clone(), r.cache}
 }
@@ -185,13 +259,7 @@ type announcedMutable struct {
 // as that of a cache mount, it does not do so.
 func (r *announcedMutable) Mount(ctx context.Context, readonly bool, s session.Group) (snapshot.Mountable, error) {
 	if id := r.GetString(parentKey); id != "" {
-		get := func(handlers cache.DescHandlers) (cache.ImmutableRef, error) {
-			return r.cache.Manager.Get(ctx, id, nil, cache.NoUpdateLastUsed, handlers)
-		}
-		handler := func(blob digest.Digest) *cache.DescHandler {
-			return cmp.Or(r.DescHandler(blob), r.cache.handlers(ctx)(blob))
-		}
-		parent, err := withHandlers(get, handler)
+		parent, err := r.cache.part(ctx, r, id)
 		if err != nil {
 			return nil, err
 		}
@@ -202,9 +270,6 @@ func (r *announcedMutable) Mount(ctx context.Context, readonly bool, s session.G
 	}
 	return r.MutableRef.Mount(ctx, readonly, s)
 }
-
-// parentKey is that of the parent in BuildKit's metadata.
-const parentKey = "cache.parent"
 
 func (r *announcedMutable) Commit(ctx context.Context) (cache.ImmutableRef, error) {
 	return r.cache.result(r.MutableRef.Commit(ctx))

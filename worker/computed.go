@@ -1,9 +1,9 @@
 package worker
 
 import (
-	"cmp"
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/session"
@@ -15,20 +15,22 @@ import (
 // A computedOp is BuildKit's operation for a merge or a diff.
 //
 // BuildKit computes the files of a diff when they are needed, of two references that
-// are no layers of it: it tells the layers of these of no build. If some of them may be
-// lazy, the build that makes the diff has to show here that it may read them, and its
-// files are computed at once: who finds the diff in the cache later need not show it,
-// as with the result of a command.
+// are no layers of it. If some of them may be lazy, the files are computed at once, for
+// which the build that makes the diff has to show that it may read them: who finds the
+// diff in the cache later need not show it, as with the result of a command.
 type computedOp struct {
 	watchedOp
 	worker *decorated
-	diff   bool
 }
 
-// The parents of a diff in BuildKit's metadata.
+// What BuildKit's metadata has of a reference.
 const (
-	lowerKey = "cache.lowerDiffParent"
-	upperKey = "cache.upperDiffParent"
+	snapshotKey = "cache.snapshot"
+	blobKey     = "cache.blob"
+	parentKey   = "cache.parent"
+	mergeKey    = "cache.mergeParents"
+	lowerKey    = "cache.lowerDiffParent"
+	upperKey    = "cache.upperDiffParent"
 )
 
 func (o *computedOp) Exec(ctx context.Context, job solver.JobContext, inputs []solver.Result) ([]solver.Result, error) {
@@ -38,13 +40,6 @@ func (o *computedOp) Exec(ctx context.Context, job solver.JobContext, inputs []s
 }
 
 func (o *computedOp) exec(ctx context.Context, job solver.JobContext, inputs []solver.Result) (outputs []solver.Result, err error) {
-	if o.diff {
-		for _, r := range inputs {
-			if _, err := o.use(ctx, job.Session(), refOf(r)); err != nil {
-				return nil, err
-			}
-		}
-	}
 	if outputs, err = o.Op.Exec(ctx, job, inputs); err != nil {
 		return nil, err
 	}
@@ -60,18 +55,6 @@ func (o *computedOp) exec(ctx context.Context, job solver.JobContext, inputs []s
 	return nil, err
 }
 
-// use tells the layers of a reference of the builds that are about to read it, and says
-// whether any of them may be lazy.
-func (o *computedOp) use(ctx context.Context, g session.Group, ref cache.ImmutableRef) (lazy bool, err error) {
-	if ref == nil || !o.mayBeLazy(ref) {
-		return false, nil
-	}
-	if err := ref.Extract(ctx, g); err != nil {
-		return true, err
-	}
-	return true, o.worker.announced.announce(ctx, ref, g)
-}
-
 // compute computes the files of a reference if there are diffs of lazy layers in it.
 func (o *computedOp) compute(ctx context.Context, g session.Group, ref cache.ImmutableRef) error {
 	if ref == nil {
@@ -79,49 +62,61 @@ func (o *computedOp) compute(ctx context.Context, g session.Group, ref cache.Imm
 	}
 	layers := ref.LayerChain()
 	defer layers.Release(context.WithoutCancel(ctx))
-	lazy := false
 	for _, layer := range layers {
-		for _, parent := range []string{layer.GetString(lowerKey), layer.GetString(upperKey)} {
-			if parent == "" {
-				continue
-			}
-			is, err := o.useParent(ctx, g, parent, ref)
+		for _, id := range diffOf(layer) {
+			lazy, err := o.mayBeLazy(ctx, ref, id)
 			if err != nil {
 				return err
 			}
-			lazy = lazy || is
-		}
-	}
-	if !lazy {
-		return nil
-	}
-	return ref.Extract(ctx, g)
-}
-
-func (o *computedOp) useParent(ctx context.Context, g session.Group, id string, of cache.ImmutableRef) (lazy bool, err error) {
-	handler := func(blob digest.Digest) *cache.DescHandler {
-		return cmp.Or(of.DescHandler(blob), o.worker.handlerIn(ctx)(blob))
-	}
-	parent, err := o.worker.get(ctx, id, handler, cache.NoUpdateLastUsed)
-	if err != nil {
-		return false, err
-	}
-	defer parent.Release(context.WithoutCancel(ctx))
-	return o.use(ctx, g, parent)
-}
-
-// mayBeLazy says whether a reference has a layer that may be lazy.
-func (o *computedOp) mayBeLazy(ref cache.ImmutableRef) bool {
-	layers := ref.LayerChain()
-	defer layers.Release(context.Background())
-	for _, layer := range layers {
-		if h := ref.DescHandler(blobOf(layer)); h != nil {
-			if _, err := o.layers.ID(h.SnapshotLabels); err == nil {
-				return true
+			if lazy {
+				return ref.Extract(ctx, g)
 			}
 		}
 	}
-	return false
+	return nil
+}
+
+// mayBeLazy says whether a part of a reference has a layer that may be lazy.
+func (o *computedOp) mayBeLazy(ctx context.Context, of cache.Ref, id string) (bool, error) {
+	part, err := o.worker.announced.part(ctx, of, id)
+	if err != nil {
+		return false, err
+	}
+	defer part.Release(context.WithoutCancel(ctx))
+	layers := part.LayerChain()
+	defer layers.Release(context.WithoutCancel(ctx))
+	return slices.ContainsFunc(layers, func(layer cache.ImmutableRef) bool {
+		h := part.DescHandler(blobOf(layer))
+		if h == nil {
+			return false
+		}
+		_, err := o.layers.ID(h.SnapshotLabels)
+		return err == nil
+	}), nil
+}
+
+// isComputed says whether a reference is a merge or a diff.
+func isComputed(ref cache.ImmutableRef) bool {
+	return ref.Get(mergeKey) != nil || len(diffOf(ref)) > 0
+}
+
+// partsOf returns the references that BuildKit reads to make the files of a layer in a
+// merge, or the blob of the layer.
+func partsOf(layer cache.ImmutableRef) []string {
+	if diff := diffOf(layer); len(diff) > 0 {
+		return diff
+	}
+	return []string{layer.ID()}
+}
+
+// diffOf returns the references that a diff is computed of, none for another layer.
+func diffOf(layer cache.ImmutableRef) (ids []string) {
+	for _, key := range []string{lowerKey, upperKey} {
+		if id := layer.GetString(key); id != "" {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // refOf returns the reference of a result, nil if it has no files.
@@ -140,7 +135,7 @@ func refsOf(results []solver.Result) []cache.ImmutableRef {
 	return refs
 }
 
-// blobOf returns the blob of a layer in BuildKit's metadata.
+// blobOf returns the blob of a layer.
 func blobOf(layer cache.ImmutableRef) digest.Digest {
-	return digest.Digest(layer.GetString("cache.blob"))
+	return digest.Digest(layer.GetString(blobKey))
 }

@@ -27,16 +27,11 @@ func (d *decorated) LoadRef(ctx context.Context, id string, hidden bool) (cache.
 	if hidden {
 		opts = append(opts, cache.NoUpdateLastUsed)
 	}
-	return d.get(ctx, id, d.handlerIn(ctx), opts...)
-}
-
-// get gets a reference with handlers for its lazy layers.
-func (d *decorated) get(ctx context.Context, id string, of func(blob digest.Digest) *cache.DescHandler, opts ...cache.RefOption) (cache.ImmutableRef, error) {
 	pg := solver.ProgressControllerFromContext(ctx)
 	get := func(handlers cache.DescHandlers) (cache.ImmutableRef, error) {
 		return d.CacheMgr.Get(ctx, id, pg, append(opts[:len(opts):len(opts)], handlers)...)
 	}
-	return withHandlers(get, of)
+	return withHandlers(get, d.handlerIn(ctx))
 }
 
 // handlerIn returns the handlers of the layers of a build's images, and of those that

@@ -159,7 +159,7 @@ func (d *decorated) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm 
 	case is.GetFile() != nil:
 		return &watched, nil
 	case is.GetMerge() != nil, is.GetDiff() != nil:
-		return &computedOp{watchedOp: watched, worker: d, diff: is.GetDiff() != nil}, nil
+		return &computedOp{watchedOp: watched, worker: d}, nil
 	default:
 		return op, nil
 	}

@@ -57,11 +57,17 @@ func (a *access) grant(g grant) {
 	a.grants[g] = struct{}{}
 }
 
-func (a *access) granted(s blob.Source) bool {
+// shown says whether any home of a layer has answered a build with these sources. It
+// need not be one of them: BuildKit keeps the place by which another build had the layer.
+func (a *access) shown(id string, sources []blob.Source) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	_, ok := a.grants[grant{s.Reader, placeOf(s)}]
-	return ok
+	return slices.ContainsFunc(a.homes[id], func(home place) bool {
+		return slices.ContainsFunc(sources, func(s blob.Source) bool {
+			_, ok := a.grants[grant{s.Reader, home}]
+			return ok
+		})
+	})
 }
 
 // maxHomes is how many homes of a layer are remembered. Those of one that is
@@ -133,10 +139,10 @@ func withoutSuccessors(sources []blob.Source) []blob.Source {
 // prove returns nil if a build with these sources may use a layer. They have no
 // successors.
 func (l *Layers) prove(ctx context.Context, key store.Key, sources []blob.Source) error {
-	homes, others := l.access.split(idOf(key), sources)
-	if slices.ContainsFunc(homes, l.access.granted) {
+	if l.access.shown(idOf(key), sources) {
 		return nil
 	}
+	homes, others := l.access.split(idOf(key), sources)
 	if len(homes) > 0 {
 		err := l.line.Open(key.Blob, homes...).Probe(ctx)
 		if err == nil || len(others) == 0 {

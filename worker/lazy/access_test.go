@@ -170,6 +170,10 @@ func TestAccess(t *testing.T) {
 	require.NoError(t, l.Announce(t.Context(), p.labels("second")))
 	require.NoError(t, l.Announce(t.Context(), p.labels("second")))
 	require.Equal(t, 1, p.answered("second"))
+	elsewhere := p.labels("second")
+	elsewhere[refLabel+".x"] = p.name() + "/another:latest"
+	require.NoError(t, l.Announce(t.Context(), elsewhere))
+	require.Equal(t, 1, p.answered("second"), "it has shown its rights at a home")
 
 	p.set("right", true, false)
 	p.set("third", true, true)
