@@ -44,9 +44,9 @@ type Options struct {
 	// temporary files.
 	TempDir string
 
-	// Room is asked whether there is room for more bytes in TempDir. With its
+	// CheckSpace is asked whether there is room for more bytes in TempDir. With its
 	// error, reads fail that need such a file. Nil is for always.
-	Room func(bytes int64) error
+	CheckSpace func(bytes int64) error
 }
 
 // NewLine makes a line. It holds nothing that has to be closed.
@@ -64,12 +64,12 @@ func NewLine(o Options) *Line {
 	if o.Stall <= 0 {
 		o.Stall = 10 * time.Second
 	}
-	if o.Room == nil {
-		o.Room = func(int64) error { return nil }
+	if o.CheckSpace == nil {
+		o.CheckSpace = func(int64) error { return nil }
 	}
 	l := &Line{options: o, queue: queue{connections: o.Connections}}
 	l.spools.left.Store(maxSpooled)
-	l.spools.room = o.Room
+	l.spools.checkSpace = o.CheckSpace
 	return l
 }
 

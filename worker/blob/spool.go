@@ -18,8 +18,8 @@ var errSpoolFull = errors.New("the server knows no ranges, and there is no room 
 
 // A budget is bytes that may still be taken, as long as there is room for them.
 type budget struct {
-	left atomic.Int64
-	room func(bytes int64) error
+	left       atomic.Int64
+	checkSpace func(bytes int64) error
 }
 
 // has says why n bytes could not be taken just now.
@@ -27,7 +27,7 @@ func (b *budget) has(n int64) error {
 	if b.left.Load() < n {
 		return errSpoolFull
 	}
-	if err := b.room(n); err != nil {
+	if err := b.checkSpace(n); err != nil {
 		return fmt.Errorf("%w: %w", errSpoolFull, err)
 	}
 	return nil

@@ -382,7 +382,7 @@ func TestNoRoom(t *testing.T) {
 			r := serve(t, blob, respond)
 			opts := impatient
 			var most int64
-			opts.Room = func(n int64) error {
+			opts.CheckSpace = func(n int64) error {
 				if n > 500_000 || most > 500_000 {
 					return full
 				}

@@ -88,7 +88,7 @@ func New(root string, opts Options) (*Layers, error) {
 	m, g := newMetrics(), &gate{}
 	waited := func(d time.Duration) { m.waited(d); g.waits() }
 	s := &diskSpace{dir: root, limits: opts.Limits, disk: func() (disk.DiskStat, error) { return disk.GetDiskStat(root) }}
-	st, err := store.Open(filepath.Join(root, "layers"), store.Options{Waited: waited, Pace: g.await, Room: s.has, Spare: s.spare})
+	st, err := store.Open(filepath.Join(root, "layers"), store.Options{Waited: waited, Pace: g.await, CheckSpace: s.check, Spare: s.spare})
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func New(root string, opts Options) (*Layers, error) {
 		Deadline:      opts.Deadline.Duration,
 		Stall:         opts.Stall.Duration,
 		TempDir:       root, // which the store has made
-		Room:          s.has,
+		CheckSpace:    s.check,
 	})
 	l := &Layers{
 		opts: opts, root: root, line: line, store: st, ahead: newLookahead(), gate: g, space: s, metrics: m,
@@ -304,7 +304,7 @@ func (l *Layers) Mount(id, dir string, labels map[string]string) error {
 		defer l.release(id)
 		if lazyfs.Empty(layer) {
 			m.empty = true
-			err = lazyfs.Unpack(context.Background(), dir, layer, l.fsOptions(), l.space.has)
+			err = lazyfs.Unpack(context.Background(), dir, layer, l.fsOptions(), l.space.check)
 		}
 	}
 	l.enter(dir, m)

@@ -92,9 +92,9 @@ func (s *diskSpace) spare() error {
 	return nil
 }
 
-// has says why so many bytes would not leave the reserve. Where nothing is known
+// check says why so many bytes would not leave the reserve. Where nothing is known
 // of the disk, writing to it will tell.
-func (s *diskSpace) has(bytes int64) error {
+func (s *diskSpace) check(bytes int64) error {
 	stat, err := s.disk()
 	if err != nil || stat.Available-bytes >= reserve(stat) {
 		return nil
@@ -111,7 +111,7 @@ type limitedView struct {
 
 func (v limitedView) Window() int64 {
 	n := v.View.Window()
-	if v.space.has(spare*n) != nil {
+	if v.space.check(spare*n) != nil {
 		return 0
 	}
 	return n

@@ -50,15 +50,15 @@ func TestReserve(t *testing.T) {
 		stat := disk.DiskStat{Total: c.total, Available: c.reserve + 4<<20, Free: c.total}
 		var broken error
 		s := &diskSpace{dir: "/root", disk: func() (disk.DiskStat, error) { return stat, broken }, used: func() int64 { return 0 }}
-		require.NoError(t, s.has(4<<20), c)
-		err := s.has(4<<20 + 1)
+		require.NoError(t, s.check(4<<20), c)
+		err := s.check(4<<20 + 1)
 		require.ErrorContains(t, err, "no room for 4.194MB more: the filesystem of /root has ", c)
 		require.ErrorContains(t, err, "prune the build cache")
 		require.True(t, lacksSpace(fmt.Errorf("layer: %w", err)))
 		stat.Available = 0
-		require.Error(t, s.has(1))
+		require.Error(t, s.check(1))
 		broken = errors.New("no such disk")
-		require.NoError(t, s.has(1))
+		require.NoError(t, s.check(1))
 	}
 	stat := disk.DiskStat{Total: 200 << 20, Available: 5 << 20}
 	s := &diskSpace{limits: Limits{MinFree: 1}, disk: func() (disk.DiskStat, error) { return stat, nil }}

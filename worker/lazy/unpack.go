@@ -51,7 +51,7 @@ func (l *Layers) Unpack(ctx context.Context, id, dir string, labels map[string]s
 		return err
 	}
 	defer l.release(id)
-	return lazyfs.Unpack(ctx, dir, layer, l.fsOptions(), l.space.has)
+	return lazyfs.Unpack(ctx, dir, layer, l.fsOptions(), l.space.check)
 }
 
 // Unpacked says whether the files of a layer stand in a directory.

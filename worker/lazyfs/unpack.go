@@ -18,11 +18,11 @@ import (
 
 // Unpack writes the files of a layer into an empty directory, where a mount is not
 // possible. They are those that a mount shows. It waits for contents that are not
-// here, as a reader of a mount does. Room is asked before each file and each piece of
-// its contents whether the disk has room for so many bytes.
-func Unpack(ctx context.Context, dir string, layer Layer, o Options, room func(bytes int64) error) error {
+// here, as a reader of a mount does. CheckSpace is asked before each file and each piece
+// of its contents whether the disk has room for so many bytes.
+func Unpack(ctx context.Context, dir string, layer Layer, o Options, checkSpace func(bytes int64) error) error {
 	u := &unpacker{
-		layer: layer, xattrs: xattrsOf(layer, o.UserXattr), room: room, root: dir,
+		layer: layer, xattrs: xattrsOf(layer, o.UserXattr), checkSpace: checkSpace, root: dir,
 		places: map[store.Node]place{}, piece: make([]byte, maxRead),
 	}
 	return u.fill(ctx, store.Root, dir)
@@ -39,12 +39,12 @@ func Empty(layer Layer) bool {
 }
 
 type unpacker struct {
-	layer  Layer
-	xattrs xattrs
-	room   func(bytes int64) error
-	root   string
-	places map[store.Node]place // of directories, and the first of each file with several links
-	piece  []byte
+	layer      Layer
+	xattrs     xattrs
+	checkSpace func(bytes int64) error
+	root       string
+	places     map[store.Node]place // of directories, and the first of each file with several links
+	piece      []byte
 }
 
 // A place is an entry of a directory. A path could take 4096 bytes for each file of
@@ -83,7 +83,7 @@ func (u *unpacker) fill(ctx context.Context, n store.Node, dir string) error {
 }
 
 func (u *unpacker) create(ctx context.Context, n store.Node, at place, path string) error {
-	if err := u.room(inodeSize); err != nil {
+	if err := u.checkSpace(inodeSize); err != nil {
 		return err
 	}
 	a := u.layer.Attr(n)
@@ -124,7 +124,7 @@ func (u *unpacker) copy(ctx context.Context, n store.Node, size int64, path stri
 		return err
 	}
 	for off := int64(0); err == nil && off < size; {
-		if err = u.room(size - off); err != nil {
+		if err = u.checkSpace(size - off); err != nil {
 			break // others may have written since the last piece
 		}
 		var read int

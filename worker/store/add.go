@@ -169,7 +169,7 @@ func (t *toc) Close() error {
 // Write is of the file.
 func (t *toc) Write(p []byte) (int, error) {
 	n := int64(len(p))
-	if err := t.store.room(n); err != nil {
+	if err := t.store.checkSpace(n); err != nil {
 		return 0, err
 	}
 	if t.store.tocs.Add(-n) < 0 {

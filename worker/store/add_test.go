@@ -149,7 +149,7 @@ func TestManyTOCs(t *testing.T) {
 	require.ErrorIs(t, s.Add(t.Context(), b.key, b.size(), b.data[len(b.data)-100:], f.Range), errTOCs)
 	require.EqualValues(t, 1000, s.tocs.Load())
 	full := errors.New("the disk is full")
-	s.room = func(int64) error { return full }
+	s.checkSpace = func(int64) error { return full }
 	require.ErrorIs(t, s.Add(t.Context(), b.key, b.size(), b.data[len(b.data)-100:], f.Range), full)
 	require.NoError(t, b.addTo(s), "this one has it in memory")
 }

@@ -59,29 +59,29 @@ func (l *Layer) save(c uint32, from io.Reader) error {
 		return err
 	}
 	at := io.NewOffsetWriter(to, to.start+k.At)
-	err = digested(&k, from, &roomyWriter{at, l.store.room, int64(k.Size)})
+	err = digested(&k, from, &checkedWriter{at, l.store.checkSpace, int64(k.Size)})
 	if err = errors.Join(err, to.release()); err != nil {
 		return err
 	}
 	return l.mark(c)
 }
 
-// noRoom is the error of contents that are not written because of Options.Room.
-type noRoom struct{ error }
+// noSpace is the error of contents that are not written because of Options.CheckSpace.
+type noSpace struct{ error }
 
-func (e noRoom) Unwrap() error { return e.error }
+func (e noSpace) Unwrap() error { return e.error }
 
-// A roomyWriter writes left bytes while there is room for them: other writers use
+// A checkedWriter writes left bytes while there is room for them: other writers use
 // the same disk.
-type roomyWriter struct {
-	to   io.Writer
-	room func(bytes int64) error
-	left int64
+type checkedWriter struct {
+	to         io.Writer
+	checkSpace func(bytes int64) error
+	left       int64
 }
 
-func (w *roomyWriter) Write(p []byte) (int, error) {
-	if err := w.room(w.left); err != nil {
-		return 0, noRoom{err}
+func (w *checkedWriter) Write(p []byte) (int, error) {
+	if err := w.checkSpace(w.left); err != nil {
+		return 0, noSpace{err}
 	}
 	n, err := w.to.Write(p)
 	w.left -= int64(n)

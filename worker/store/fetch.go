@@ -301,7 +301,7 @@ func (f *fetcher) land(i item, err error) {
 		cause := err
 		f.failed.Store(&cause)
 		err = l.errorf("%w", err)
-	case errors.As(err, new(noRoom)): // which is no reason against a smaller chunk
+	case errors.As(err, new(noSpace)): // which is no reason against a smaller chunk
 		err = l.errorf("%w", err)
 	}
 	if !errors.Is(err, context.Canceled) {

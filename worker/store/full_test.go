@@ -164,7 +164,7 @@ type disk struct{ left atomic.Int64 }
 
 var errFull = errors.New("the disk is full")
 
-func (d *disk) room(bytes int64) error {
+func (d *disk) checkSpace(bytes int64) error {
 	if bytes > d.left.Load() {
 		return errFull
 	}
@@ -175,7 +175,7 @@ func (d *disk) room(bytes int64) error {
 func TestNoRoom(t *testing.T) {
 	b := blobOf(t, estargz.Options{Level: 1, ChunkSize: 500_000}, file("here", text(1, 100_000)), file("small", text(2, 1000)), file("large", text(3, 2_000_000)))
 	d := &disk{}
-	s, err := Open(t.TempDir(), Options{Room: d.room})
+	s, err := Open(t.TempDir(), Options{CheckSpace: d.checkSpace})
 	require.NoError(t, err)
 	defer s.Close()
 	l := addedTo(t, s, b)
@@ -213,7 +213,7 @@ func TestRoomRunsOut(t *testing.T) {
 	entries := []tarEntry{file("0", text(0, 300_000)), file("1", text(1, 300_000)), file("2", text(2, 2000))}
 	b := blobOf(t, estargz.Options{Level: 1, MinChunkSize: 1 << 20}, entries...)
 	var calls atomic.Int32
-	s, err := Open(t.TempDir(), Options{Room: func(bytes int64) error {
+	s, err := Open(t.TempDir(), Options{CheckSpace: func(bytes int64) error {
 		// The first piece of the second file is written, the second one is not.
 		if calls.Add(1) > 5 && bytes > 2000 {
 			return errFull
@@ -240,7 +240,7 @@ func TestRoomRunsOut(t *testing.T) {
 func TestNoRoomForCopy(t *testing.T) {
 	d := &disk{}
 	d.left.Store(1 << 20)
-	s, err := Open(t.TempDir(), Options{Room: d.room})
+	s, err := Open(t.TempDir(), Options{CheckSpace: d.checkSpace})
 	require.NoError(t, err)
 	defer s.Close()
 	first := blobOf(t, estargz.Options{}, file("a", text(1, 5000)))

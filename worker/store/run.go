@@ -224,7 +224,7 @@ func (l *Layer) missing(c uint32) (*Blobs, error) {
 	if blobs == nil {
 		return nil, l.errorf("its contents are not all here, and no registry is known to have them")
 	}
-	if err := l.store.room(int64(l.index.chunk(c).Size)); err != nil {
+	if err := l.store.checkSpace(int64(l.index.chunk(c).Size)); err != nil {
 		return nil, l.errorf("%w", err)
 	}
 	return blobs, nil

@@ -37,20 +37,20 @@ import (
 // A Store is a directory of layers, of which one process at a time has one
 // open. It is safe for concurrent use.
 type Store struct {
-	layersDir string
-	tmpDir    string
-	trashDir  string
-	trashed   atomic.Int64 // gives names
-	bootID    string
-	large     int64 // of the layers that are added
-	building  *semaphore.Weighted
-	buffers   *semaphore.Weighted // bytes of compressed members in memory
-	tocs      atomic.Int64        // bytes that they may take yet
-	flights   flights
-	pace      func(context.Context) (soon bool, err error)
-	waited    func(time.Duration)
-	room      func(bytes int64) error
-	spare     func() error
+	layersDir  string
+	tmpDir     string
+	trashDir   string
+	trashed    atomic.Int64 // gives names
+	bootID     string
+	large      int64 // of the layers that are added
+	building   *semaphore.Weighted
+	buffers    *semaphore.Weighted // bytes of compressed members in memory
+	tocs       atomic.Int64        // bytes that they may take yet
+	flights    flights
+	pace       func(context.Context) (soon bool, err error)
+	waited     func(time.Duration)
+	checkSpace func(bytes int64) error
+	spare      func() error
 
 	mu     sync.Mutex
 	layers map[Key]*Layer
@@ -73,10 +73,10 @@ type Options struct {
 	// that it counts as prefetch. Nil is for always, and never soon.
 	Pace func(context.Context) (soon bool, err error)
 
-	// Room is asked before contents are written whether the disk has room for so
+	// CheckSpace is asked before contents are written whether the disk has room for so
 	// many bytes. With its error they are not, and a read that waits for them
 	// fails. Nil is for always.
-	Room func(bytes int64) error
+	CheckSpace func(bytes int64) error
 
 	// Spare is asked before contents are requested or copied that nobody waits
 	// for, and its error ends Prefetch and Fill. Nil is for always.
@@ -90,20 +90,20 @@ type Options struct {
 // removes what an interrupted process left half done.
 func Open(root string, opts Options) (*Store, error) {
 	s := &Store{
-		layersDir: filepath.Join(root, "layers"),
-		tmpDir:    filepath.Join(root, "tmp"),
-		trashDir:  filepath.Join(root, "trash"),
-		bootID:    opts.bootID,
-		large:     cmp.Or(opts.large, largeFile),
-		building:  semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0))),
-		buffers:   semaphore.NewWeighted(maxBuffers),
-		flights:   newFlights(),
-		waited:    opts.Waited,
-		pace:      opts.Pace,
-		room:      opts.Room,
-		spare:     opts.Spare,
-		layers:    map[Key]*Layer{},
-		adding:    map[Key]chan struct{}{},
+		layersDir:  filepath.Join(root, "layers"),
+		tmpDir:     filepath.Join(root, "tmp"),
+		trashDir:   filepath.Join(root, "trash"),
+		bootID:     opts.bootID,
+		large:      cmp.Or(opts.large, largeFile),
+		building:   semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0))),
+		buffers:    semaphore.NewWeighted(maxBuffers),
+		flights:    newFlights(),
+		waited:     opts.Waited,
+		pace:       opts.Pace,
+		checkSpace: opts.CheckSpace,
+		spare:      opts.Spare,
+		layers:     map[Key]*Layer{},
+		adding:     map[Key]chan struct{}{},
 	}
 	s.tocs.Store(maxTOCs)
 	if s.waited == nil {
@@ -112,8 +112,8 @@ func Open(root string, opts Options) (*Store, error) {
 	if s.pace == nil {
 		s.pace = func(ctx context.Context) (bool, error) { return false, ctx.Err() }
 	}
-	if s.room == nil {
-		s.room = func(int64) error { return nil }
+	if s.checkSpace == nil {
+		s.checkSpace = func(int64) error { return nil }
 	}
 	if s.spare == nil {
 		s.spare = func() error { return nil }
