@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -15,8 +16,10 @@ import (
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/buildkit/session"
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/compression/estargz"
 )
@@ -255,4 +258,37 @@ func TestMountFails(t *testing.T) {
 	require.NoError(t, err)
 	require.Error(t, l.Mount(id, t.TempDir()+"/none", p.labels("")))
 	require.Empty(t, l.mounted)
+}
+
+// A mount that cannot be unmounted is not forgotten when its directory is mounted again.
+func TestMountUponMount(t *testing.T) {
+	p := servePrivate(t, 1)
+	l := p.open(t, Config{})
+	p.set("right", true, true)
+	require.NoError(t, p.fetch(t, l, "right"))
+	id, err := l.ID(p.labels(""))
+	require.NoError(t, err)
+	if os.Getuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	parent := filepath.Join(t.TempDir(), "parent")
+	dir := filepath.Join(parent, "fs")
+	require.NoError(t, os.MkdirAll(dir, 0o755))
+	require.NoError(t, l.Mount(id, dir, p.labels("")))
+
+	require.NoError(t, os.Rename(parent, parent+"-away"))
+	require.NoError(t, os.WriteFile(parent, nil, 0o644))
+	require.ErrorIs(t, l.Unmount(dir), unix.ENOTDIR)
+	require.ErrorIs(t, l.Mount(id, dir, p.labels("")), unix.ENOTDIR)
+	require.False(t, l.Mounted(dir))
+	require.NoError(t, os.Remove(parent))
+	require.NoError(t, os.Rename(parent+"-away", parent))
+
+	require.NoError(t, l.Mount(id, dir, p.labels("")))
+	require.True(t, l.Mounted(dir))
+	require.NoError(t, l.Unmount(dir))
+	require.Empty(t, l.mounted)
+	mounted, err := mountinfo.Mounted(dir)
+	require.NoError(t, err)
+	require.False(t, mounted)
 }

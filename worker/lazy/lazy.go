@@ -287,10 +287,14 @@ func (l *Layers) knownBlob(id string, d digest.Digest) *blob.Blob {
 }
 
 // Mount shows a layer in a directory, unless its files are there. Where it came from
-// is known until Unmount, even if it cannot be mounted here.
+// is known until Unmount, even if it cannot be mounted here. A layer that is mounted
+// there is unmounted first, and stays to be unmounted if that fails.
 func (l *Layers) Mount(id, dir string, labels map[string]string) error {
 	key, err := parseID(id)
 	if err != nil {
+		return err
+	}
+	if err := l.unmountServed(dir); err != nil {
 		return err
 	}
 	m := &mount{id: id, key: key, origin: originOf(labels)}
@@ -333,8 +337,16 @@ func (l *Layers) startWatchdog() {
 	}
 	dir, err := filepath.EvalSymlinks(l.root) // as the kernel lists mounts
 	if err == nil {
-		l.watchdog, err = watchdog.Start(lazyfs.Type, dir)
+		l.watchdog, err = watchdog.Start(lazyfs.Type, dir, func(err error) {
+			bklog.L.Warn("the watchdog of lazy mounts was killed")
+			warnUnwatched(err)
+		})
 	}
+	warnUnwatched(err)
+}
+
+// warnUnwatched warns that a watchdog has not started.
+func warnUnwatched(err error) {
 	if err != nil {
 		bklog.L.WithError(err).Warn("the daemon may not end when it is killed while it reads lazy layers")
 	}
@@ -458,6 +470,17 @@ func (l *Layers) Unmount(dir string) error {
 		l.release(m.id)
 	}
 	return nil
+}
+
+// unmountServed is Unmount for a directory of which Mount has made a mount.
+func (l *Layers) unmountServed(dir string) error {
+	l.mu.Lock()
+	m := l.mounts[dir]
+	l.mu.Unlock()
+	if m == nil || m.server == nil {
+		return nil
+	}
+	return l.Unmount(dir)
 }
 
 // Usage is what is here of a layer, unpacked in a directory or not.

@@ -107,7 +107,7 @@ func TestStuck(t *testing.T) {
 	if dir == "" {
 		t.Skip("is run by TestKilledWhileAsking")
 	}
-	_, err := watchdog.Start(Type, dir)
+	_, err := watchdog.Start(Type, dir, nil)
 	require.NoError(t, err)
 	mount := filepath.Join(dir, "mount")
 	require.NoError(t, os.Mkdir(mount, 0o755))

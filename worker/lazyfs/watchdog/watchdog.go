@@ -22,7 +22,10 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -36,49 +39,101 @@ const (
 	deathSignal = unix.Signal(42)
 )
 
-// A Watchdog runs until Close. It is safe for concurrent use.
+// pause is the least time between the starts of two processes, for the case that each
+// is killed at once.
+const pause = time.Second
+
+// A Watchdog runs until Close. When its process is killed, another one is started. It is
+// safe for concurrent use.
 type Watchdog struct {
-	process *os.Process
-	input   io.Closer
-	ended   <-chan struct{}
+	args    []string
+	stdin   *os.File // of the processes, which end when it does
+	process atomic.Pointer[os.Process]
+	closing chan struct{}
+	close   func()
+	ended   chan struct{}
 }
 
 // Start starts one for the FUSE mounts of a type below a directory. It is ready
-// when Start returns.
-func Start(fsType, dir string) (*Watchdog, error) {
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = []string{processName, fsType, dir}
-	cmd.Env = []string{"GOMAXPROCS=1"}
-	// Who kills the process group of the daemon does not kill a session of its own.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: deathSignal, Setsid: true}
-	input, err := cmd.StdinPipe()
+// when Start returns. Whenever it was killed, again is called: with nil when another
+// process is ready, or with the error for which there is none, and the Watchdog has ended.
+func Start(fsType, dir string, again func(error)) (*Watchdog, error) {
+	stdin, input, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
-	output, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, errors.Join(err, input.Close())
+	w := &Watchdog{
+		args: []string{processName, fsType, dir}, stdin: stdin,
+		closing: make(chan struct{}), ended: make(chan struct{}),
 	}
-	started, ended := make(chan error), make(chan struct{})
-	go func() {
-		defer close(ended)
-		// The signal comes when the thread ends that started the process. A thread
-		// with a locked goroutine does not end before the goroutine.
-		runtime.LockOSThread()
-		err := cmd.Start()
-		if err == nil {
-			_, err = bufio.NewReader(output).ReadByte()
-		}
-		started <- err
-		_ = cmd.Wait()
-	}()
+	w.close = sync.OnceFunc(func() { close(w.closing); input.Close() })
+	started := make(chan error, 1)
+	go w.run(func(err error) { started <- err }, again)
 	if err := <-started; err != nil {
-		return nil, errors.Join(fmt.Errorf("start the watchdog of lazy mounts: %w", err), input.Close())
+		w.Close()
+		return nil, fmt.Errorf("start the watchdog of lazy mounts: %w", err)
 	}
-	return &Watchdog{cmd.Process, input, ended}, nil
+	return w, nil
 }
 
-// Ended says whether the watchdog has ended: it was closed, or killed.
+// run starts processes, one after the other, until Close.
+func (w *Watchdog) run(started, again func(error)) {
+	defer close(w.ended)
+	defer w.stdin.Close()
+	// The signal comes when the thread ends that started the process. A thread
+	// with a locked goroutine does not end before the goroutine.
+	runtime.LockOSThread()
+	for {
+		earliest := time.Now().Add(pause)
+		cmd, err := w.start()
+		if started(err); err != nil {
+			return
+		}
+		_ = cmd.Wait()
+		select {
+		case <-w.closing:
+		case <-time.After(time.Until(earliest)):
+		}
+		if w.isClosing() {
+			return
+		}
+		started = again
+	}
+}
+
+func (w *Watchdog) isClosing() bool {
+	select {
+	case <-w.closing:
+		return true
+	default:
+		return false
+	}
+}
+
+// start starts a process and waits until it is ready.
+func (w *Watchdog) start() (*exec.Cmd, error) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = w.args
+	cmd.Env = []string{"GOMAXPROCS=1"}
+	cmd.Stdin = w.stdin
+	// Who kills the process group of the daemon does not kill a session of its own.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: deathSignal, Setsid: true}
+	output, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	w.process.Store(cmd.Process)
+	if _, err := bufio.NewReader(output).ReadByte(); err != nil {
+		return nil, errors.Join(err, cmd.Wait())
+	}
+	return cmd, nil
+}
+
+// Ended says whether no process is running, nor will be: the Watchdog was closed, or its
+// process was killed and no other could be started.
 func (w *Watchdog) Ended() bool {
 	select {
 	case <-w.ended:
@@ -90,7 +145,7 @@ func (w *Watchdog) Ended() bool {
 
 // Close ends the watchdog. Mounts stay as they are.
 func (w *Watchdog) Close() {
-	_ = w.input.Close() // it is closed already if the watchdog was killed
+	w.close()
 	<-w.ended
 }
 
