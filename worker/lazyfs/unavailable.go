@@ -25,12 +25,13 @@ func unavailableIf(err error, numbers ...unix.Errno) error {
 	return err
 }
 
-// unavailableIfRefused marks an error of running fusermount3 if it is not there, or has
-// ended by itself.
+// unavailableIfRefused marks an error of running fusermount3 if it is not there, may not
+// be run, or has ended by itself.
 func unavailableIfRefused(err error) error {
 	var ended *exec.ExitError
-	if errors.Is(err, exec.ErrNotFound) || errors.As(err, &ended) && ended.Exited() {
+	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, exec.ErrDot) || errors.As(err, &ended) && ended.Exited() {
 		return unavailable{err}
 	}
-	return err
+	// ENOENT is also for a program whose loader is missing, EPERM and ENOSYS are seccomp's.
+	return unavailableIf(err, unix.ENOENT, unix.EACCES, unix.EPERM, unix.ENOSYS, unix.ENOEXEC)
 }

@@ -105,6 +105,15 @@ func TestFusermountRefuses(t *testing.T) {
 	_, missing := exec.LookPath("no such program")
 	require.True(t, isUnmountable(unavailableIfRefused(missing)))
 	require.True(t, isUnmountable(unavailableIfRefused(exec.Command("false").Run())))
+	for _, permanent := range []unix.Errno{unix.EACCES, unix.ENOENT, unix.EPERM, unix.ENOSYS} {
+		err := &os.PathError{Op: "fork/exec", Path: "/usr/bin/fusermount3", Err: permanent}
+		require.True(t, isUnmountable(unavailableIfRefused(err)), err)
+	}
+	program := filepath.Join(t.TempDir(), "program")
+	require.NoError(t, os.WriteFile(program, []byte("of another machine"), 0o755))
+	err := exec.Command(program).Run()
+	require.ErrorIs(t, err, unix.ENOEXEC)
+	require.True(t, isUnmountable(unavailableIfRefused(err)))
 	require.False(t, isUnmountable(unavailableIfRefused(exec.Command("sh", "-c", "kill -9 $$").Run())))
 	require.False(t, isUnmountable(unavailableIfRefused(unix.EAGAIN)), "no process more")
 }
