@@ -14,8 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/buildkit/cache/metadata"
 	"github.com/moby/buildkit/client"
 	"github.com/stretchr/testify/require"
+	"go.etcd.io/bbolt"
 )
 
 var loginsMu sync.Mutex
@@ -197,6 +199,77 @@ func TestLazyCachedResult(t *testing.T) {
 			d.build(t, dockerfile(second[0]), second[1:]...)
 			g.requireLazy(t, name)
 		})
+	}
+}
+
+// An SBOM names the layers of files. BuildKit lists those of lazy layers, which it pulls
+// for it, also if it has not pulled them since it started.
+func TestLazySBOM(t *testing.T) {
+	needs(t)
+	name := pushLazy(t)
+	from := busybox(t)
+	scanner := base(t, "scanner-of-files", func(d *daemon, name string) {
+		d.build(t, writeFiles(t, map[string]string{
+			"Dockerfile": "FROM " + from + "\nCOPY scan.sh /\nENTRYPOINT [\"sh\", \"/scan.sh\"]\n",
+			"scan.sh": `
+cat >$BUILDKIT_SCAN_DESTINATION/sbom.spdx.json <<END
+{"_type": "https://in-toto.io/Statement/v0.1", "predicateType": "https://spdx.dev/Document",
+ "predicate": {"spdxVersion": "SPDX-2.3", "SPDXID": "SPDXRef-DOCUMENT", "name": "files",
+ "files": [{"SPDXID": "SPDXRef-one", "fileName": "one", "checksums": [{"algorithm": "SHA1", "checksumValue": "00"}]}]}}
+END
+`,
+		}), "--output", "type=image,push=true,name="+name)
+	})
+	g, image := newGate(t), repository(t)+":latest"
+	dir := upon(t, g.address+"/"+name, "echo made >/made")
+	d := startLazy(t, onDemand)
+	d.build(t, dir)
+	d.Kill()
+	d.start(t)
+	d.build(t, dir, "--output", estargz(image), "--attest", "type=sbom,generator="+scanner)
+	layers := onlyImage(t, image).Manifest.Layers
+	one := "layerID: " + layers[len(layers)-4].Digest.String()
+	require.True(t, slices.ContainsFunc(statements(t, image), func(s statement) bool { return strings.Contains(string(s.Predicate), one) }))
+}
+
+// A layer that BuildKit has unpacked as well stays lazy for builds that may not read it.
+// BuildKit unpacks it to list its files, or for a build to which the registry did not
+// serve it while it did to another.
+func TestLazyUnpackedToo(t *testing.T) {
+	needs(t)
+	name := pushLazy(t)
+	g, g2 := newGate(t), newGate(t)
+	dockerfile := func(address, last string) string {
+		return writeFiles(t, map[string]string{"Dockerfile": "FROM " + address + "/" + name + " AS cached\nRUN echo made >/made\nFROM " + busybox(t) + "\nRUN --mount=from=cached,target=/c,source=" + last + "\n"})
+	}
+	d := startLazy(t, onDemand)
+	d.build(t, dockerfile(g.address, "/made true"))
+	d.Kill()
+	markUnpacked(t, d)
+	d.start(t)
+	hold(t, d, dockerfile(g.address, "/made echo begun; sleep 600"))
+	g2.do(g2.status(http.StatusForbidden))
+	_, err := d.as(t, g2.address, "builder", "secret").tryBuild(t, dockerfile(g2.address, "/two md5sum /c"))
+	require.ErrorContains(t, err, "is lazy, and not all here")
+	d.build(t, dockerfile(g.address, "/two md5sum /c"))
+	g.requireLazy(t, name)
+}
+
+// markUnpacked changes the records of a daemon that was killed as BuildKit does when it
+// has unpacked a layer.
+func markUnpacked(t *testing.T, d *daemon) {
+	t.Helper()
+	store, err := metadata.NewStore(filepath.Join(d.Dir, "root", "runc-stargz", "metadata_v2.db"))
+	require.NoError(t, err)
+	defer store.Close()
+	no, err := metadata.NewValue(false)
+	require.NoError(t, err)
+	items, err := store.All()
+	require.NoError(t, err)
+	for _, item := range items {
+		if item.Get("cache.blobonly") != nil {
+			require.NoError(t, item.Update(func(b *bbolt.Bucket) error { return item.SetValue(b, "cache.blobonly", no) }))
+		}
 	}
 }
 

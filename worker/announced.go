@@ -3,6 +3,7 @@ package worker
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -63,8 +64,40 @@ func (c *announcedCache) GetByBlob(ctx context.Context, desc ocispecs.Descriptor
 	return c.result(c.Manager.GetByBlob(ctx, desc, bare(parent), opts...))
 }
 
+// Get requires handlers for all lazy layers of a result. BuildKit requires none for a
+// layer that it has unpacked as well, and takes that for a layer that is not lazy.
 func (c *announcedCache) Get(ctx context.Context, id string, pg progress.Controller, opts ...cache.RefOption) (cache.ImmutableRef, error) {
-	return c.result(c.Manager.Get(ctx, id, pg, opts...))
+	ref, err := c.result(c.Manager.Get(ctx, id, pg, opts...))
+	if err != nil || ref == nil {
+		return nil, err
+	}
+	missing, err := c.unhandled(ctx, ref)
+	if err == nil && len(missing) > 0 {
+		err = missing
+	}
+	if err != nil {
+		return nil, errors.Join(err, ref.Release(context.WithoutCancel(ctx)))
+	}
+	return ref, nil
+}
+
+// unhandled returns the blobs of the lazy layers of a result for which it has no handler.
+func (c *announcedCache) unhandled(ctx context.Context, ref cache.ImmutableRef) (missing cache.NeedsRemoteProviderError, err error) {
+	chain := ref.LayerChain()
+	defer chain.Release(context.WithoutCancel(ctx))
+	for _, layer := range chain {
+		blob := blobOf(layer)
+		if blob == "" || ref.DescHandler(blob) != nil {
+			continue
+		}
+		info, err := c.snapshots.Stat(ctx, layer.GetString(snapshotKey))
+		if err == nil && isLazy(info) {
+			missing = append(missing, blob)
+		} else if err != nil && !errdefs.IsNotFound(err) {
+			return nil, err
+		}
+	}
+	return missing, nil
 }
 
 // part gets a reference that a result was made of, with handlers for its lazy layers.
@@ -111,11 +144,13 @@ func (c *announcedCache) Diff(ctx context.Context, lower, upper cache.ImmutableR
 }
 
 // announce tells the lazy layers of a result of the builds that are about to mount it,
-// and mounts or unpacks those that are not.
+// and mounts or unpacks those that are not. A layer that has become lazy since the
+// result was loaded may have no handler. Its snapshot knows where it came from.
 func (c *announcedCache) announce(ctx context.Context, ref cache.ImmutableRef, s session.Group) error {
 	defer c.share(ref, s)()
 	chain := ref.LayerChain()
 	defer chain.Release(context.WithoutCancel(ctx))
+	handler := c.handler(ctx, ref)
 	var below []string
 	for _, layer := range chain {
 		info, err := c.snapshots.Stat(ctx, layer.GetString(snapshotKey))
@@ -128,10 +163,12 @@ func (c *announcedCache) announce(ctx context.Context, ref cache.ImmutableRef, s
 		if !isLazy(info) {
 			continue
 		}
-		if h := ref.DescHandler(blobOf(layer)); h != nil {
-			if err := c.snapshots.announce(ctx, info, lazy.CallLabels(h.SnapshotLabels, session.AllSessionIDs(s))); err != nil {
-				return err
-			}
+		labels := info.Labels
+		if h := handler(blobOf(layer)); h != nil {
+			labels = h.SnapshotLabels
+		}
+		if err := c.snapshots.announce(ctx, info, lazy.CallLabels(labels, session.AllSessionIDs(s))); err != nil {
+			return err
 		}
 		below = append(below, info.Labels[targetLabel])
 	}
@@ -246,8 +283,33 @@ func (r *announcedRef) GetRemotes(ctx context.Context, createIfNeeded bool, cfg 
 	return r.ImmutableRef.GetRemotes(ctx, createIfNeeded, cfg, all, s)
 }
 
+// LayerChain returns layers of which each pulls its blob with the handlers of the result.
+func (r *announcedRef) LayerChain() cache.RefList {
+	chain := r.ImmutableRef.LayerChain()
+	for i, layer := range chain {
+		chain[i] = &chainedLayer{layer, r}
+	}
+	return chain
+}
+
 func (r *announcedRef) Clone() cache.ImmutableRef {
 	return &announcedRef{r.ImmutableRef.Clone(), r.cache}
+}
+
+// A chainedLayer is one of the layers of a result.
+type chainedLayer struct {
+	cache.ImmutableRef
+	result *announcedRef
+}
+
+// FileList pulls the blob of a lazy layer to list its files for an SBOM.
+func (l *chainedLayer) FileList(ctx context.Context, s session.Group) ([]string, error) {
+	ref, err := l.result.cache.part(ctx, l.result, l.ID())
+	if err != nil {
+		return nil, err
+	}
+	defer ref.Release(context.WithoutCancel(ctx))
+	return ref.FileList(ctx, s)
 }
 
 type announcedMutable struct {
