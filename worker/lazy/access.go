@@ -2,8 +2,12 @@ package lazy
 
 import (
 	"context"
+	"errors"
 	"slices"
+	"strings"
 	"sync"
+
+	"github.com/containerd/containerd/v2/pkg/reference"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/blob"
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
@@ -40,6 +44,10 @@ type place struct{ registry, repository string }
 
 func placeOf(s blob.Source) place { return place{s.Registry, s.Repository} }
 
+func placeIn(spec reference.Spec) place {
+	return place{spec.Hostname(), strings.TrimPrefix(spec.Locator, spec.Hostname()+"/")}
+}
+
 func (a *access) grant(g grant) {
 	if g.session == "" {
 		return // what everybody may read today is asked for again
@@ -55,6 +63,14 @@ func (a *access) grant(g grant) {
 		}
 	}
 	a.grants[g] = struct{}{}
+}
+
+// granted says whether the place of a source has answered a build with it.
+func (a *access) granted(s blob.Source) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, ok := a.grants[grant{s.Reader, placeOf(s)}]
+	return ok
 }
 
 // shown says whether any home of a layer has answered a build with these sources. It
@@ -136,18 +152,77 @@ func withoutSuccessors(sources []blob.Source) []blob.Source {
 	return sources
 }
 
+// at returns the sources that an image names the place of.
+func at(ref string, sources []blob.Source) []blob.Source {
+	spec, err := reference.Parse(ref)
+	if err != nil {
+		return nil
+	}
+	return slices.DeleteFunc(sources, func(s blob.Source) bool { return placeOf(s) != placeIn(spec) })
+}
+
 // prove returns nil if a build with these sources may use a layer. They have no
 // successors.
 func (l *Layers) prove(ctx context.Context, key store.Key, sources []blob.Source) error {
 	if l.access.shown(idOf(key), sources) {
 		return nil
 	}
+	return l.proveAt(ctx, key, sources)
+}
+
+// proveAt is prove by an answer of a place of the sources, which then is a home. Those of
+// each place that is none yet are asked by themselves, so that it is known which one has
+// served the TOC. All are asked at once: one that hangs does not delay the others.
+func (l *Layers) proveAt(ctx context.Context, key store.Key, sources []blob.Source) error {
 	homes, others := l.access.split(idOf(key), sources)
+	if slices.ContainsFunc(homes, l.access.granted) {
+		return nil
+	}
+	var ways []func(context.Context) error
 	if len(homes) > 0 {
-		err := l.line.Open(key.Blob, homes...).Probe(ctx)
-		if err == nil || len(others) == 0 {
-			return err
+		ways = append(ways, l.line.Open(key.Blob, homes...).Probe)
+	}
+	for _, same := range byPlace(others) {
+		ways = append(ways, func(ctx context.Context) error { return l.fetch(ctx, key, same) })
+	}
+	if len(ways) == 0 {
+		return l.fetch(ctx, key, nil)
+	}
+	return anyOf(ctx, ways)
+}
+
+func byPlace(sources []blob.Source) (places [][]blob.Source) {
+	for _, s := range sources {
+		i := slices.IndexFunc(places, func(same []blob.Source) bool { return placeOf(same[0]) == placeOf(s) })
+		if i < 0 {
+			places = append(places, []blob.Source{s})
+		} else {
+			places[i] = append(places[i], s)
 		}
 	}
-	return l.fetch(ctx, key, others)
+	return places
+}
+
+// anyOf tries several ways at once until one succeeds. It returns when all have ended.
+func anyOf(ctx context.Context, ways []func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error)
+	for _, try := range ways {
+		go func() { ended <- try(ctx) }()
+	}
+	var errs error
+	succeeded := false
+	for range ways {
+		err := <-ended
+		if err == nil {
+			succeeded = true
+			cancel()
+		}
+		errs = errors.Join(errs, err)
+	}
+	if succeeded {
+		return nil
+	}
+	return errs
 }
