@@ -129,7 +129,8 @@ func TestLazyRestart(t *testing.T) {
 	want := sums(t, registry(t)+"/"+name)
 	g := newGate(t)
 	base := g.address + "/" + name
-	d, dir := startLazy(t, ""), upon(t, base, sumAll)
+	// Whose policy does not stop fetching on a disk with little free space.
+	d, dir := startLazy(t, "[worker.oci]\ngc = false\n"), upon(t, base, sumAll)
 	require.Equal(t, want, sum(t, d.build(t, dir)))
 	requireRunCached(t, d.build(t, dir))
 	// A layer that is not all here is for builds that may read the rest.
