@@ -129,6 +129,8 @@ func TestLazyCredentials(t *testing.T) {
 		require.Regexp(t, "is lazy, and not all here: .* 401", err.Error())
 		require.Equal(t, want, sum(t, client.build(t, upon(t, mirror.address+"/"+pinned, sumAll))))
 		mirror.requireLazy(t, name)
+		g.do(nil)
+		client.build(t, from(t, mirror.address+"/"+pinned), "--output", "type=image,name=it,"+forced("zstd")) // pulls it
 	})
 }
 

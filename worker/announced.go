@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -349,13 +350,14 @@ func (s *announcedSource) Resolve(ctx context.Context, id source.Identifier, sm 
 	if err != nil {
 		return nil, err
 	}
-	return &announcedInstance{i, s.cache, s.named}, nil
+	return &announcedInstance{SourceInstance: i, cache: s.cache, named: s.named}, nil
 }
 
 type announcedInstance struct {
 	source.SourceInstance
 	cache *announcedCache
 	named *namedImages
+	noted sync.Once
 }
 
 // CacheKey notes which image the build has named. BuildKit may give it the result of
@@ -363,7 +365,7 @@ type announcedInstance struct {
 func (i *announcedInstance) CacheKey(ctx context.Context, job solver.JobContext, index int) (key, pin string, opts solver.CacheOpts, done bool, err error) {
 	key, pin, opts, done, err = i.SourceInstance.CacheKey(ctx, job, index)
 	if err == nil && job != nil && i.named != nil {
-		err = i.named.add(job, opts)
+		i.noted.Do(func() { err = i.named.add(job, opts) })
 	}
 	return key, pin, opts, done, err
 }

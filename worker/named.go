@@ -1,13 +1,17 @@
 package worker
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"sync"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // namedImages knows which images the running builds have named. It is safe for
@@ -30,13 +34,16 @@ type namedImage struct {
 }
 
 // add notes an image until BuildKit forgets its source. The options are those that come
-// with its cache key.
+// with its cache key, and may be added once. Who pulls with their handlers then pulls from
+// the images that its own builds have named.
 func (n *namedImages) add(job solver.JobContext, opts solver.CacheOpts) error {
 	image := &namedImage{by: session.AllSessionIDs(job.Session()), sessions: job.Session(), handlers: cache.DescHandlers{}}
 	for key, value := range opts {
 		blob, isKey := key.(cache.DescHandlerKey)
 		if h, ok := value.(*cache.DescHandler); ok && isKey {
-			image.handlers[digest.Digest(blob)] = h
+			own := *h
+			image.handlers[digest.Digest(blob)] = &own
+			h.Provider = func(g session.Group) content.Provider { return &namedProvider{n, &own, g} }
 		}
 	}
 	n.mu.Lock()
@@ -82,4 +89,36 @@ func (n *namedImages) refs(id string, blob digest.Digest) []string {
 		}
 	}
 	return refs
+}
+
+// A namedProvider pulls the blob of a result for some sessions.
+type namedProvider struct {
+	named    *namedImages
+	result   *cache.DescHandler // of the image that the result comes from
+	sessions session.Group
+}
+
+func (p *namedProvider) ReaderAt(ctx context.Context, desc ocispecs.Descriptor) (content.ReaderAt, error) {
+	var handlers []*cache.DescHandler
+	by := map[*cache.DescHandler][]string{}
+	for _, id := range session.AllSessionIDs(p.sessions) {
+		for _, h := range p.named.of(id, desc.Digest) {
+			if by[h] == nil {
+				handlers = append(handlers, h)
+			}
+			by[h] = append(by[h], id)
+		}
+	}
+	if len(handlers) == 0 || len(handlers) == 1 && handlers[0] == p.result {
+		return p.result.Provider(p.sessions).ReaderAt(ctx, desc)
+	}
+	var errs error
+	for _, h := range handlers {
+		r, err := h.Provider(session.NewGroup(by[h]...)).ReaderAt(ctx, desc)
+		if err == nil {
+			return r, nil
+		}
+		errs = errors.Join(errs, err)
+	}
+	return nil, errs
 }

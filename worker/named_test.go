@@ -1,12 +1,17 @@
 package worker
 
 import (
+	"context"
+	"errors"
+	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 )
 
@@ -26,10 +31,22 @@ func (s *fakeSource) Cleanup(release func() error) error {
 	return nil
 }
 
+// An askedProvider is called for blobs that it does not have.
+type askedProvider func()
+
+func (p askedProvider) ReaderAt(context.Context, ocispecs.Descriptor) (content.ReaderAt, error) {
+	p()
+	return nil, errors.New("nothing here")
+}
+
 func TestNamedImages(t *testing.T) {
 	n, layer := &namedImages{}, digest.FromString("layer")
+	asked, handlers := "", map[string]*cache.DescHandler{}
 	add := func(s *fakeSource, ref string) {
-		require.NoError(t, n.add(s, solver.CacheOpts{cache.DescHandlerKey(layer): &cache.DescHandler{Ref: ref}, "other": 1}))
+		handlers[ref] = &cache.DescHandler{Ref: ref, Provider: func(g session.Group) content.Provider {
+			return askedProvider(func() { asked += " " + ref + ":" + strings.Join(session.AllSessionIDs(g), ",") })
+		}}
+		require.NoError(t, n.add(s, solver.CacheOpts{cache.DescHandlerKey(layer): handlers[ref], "other": 1}))
 	}
 	first, second := &fakeSource{sessions: []string{"a"}}, &fakeSource{sessions: []string{"b"}}
 	add(first, "registry/base")
@@ -42,6 +59,20 @@ func TestNamedImages(t *testing.T) {
 	require.Equal(t, []string{"mirror/base", "registry/base"}, n.refs("c", layer), "it is not known which one")
 	require.Empty(t, n.refs("d", layer))
 	require.Empty(t, n.refs("b", digest.FromString("another")))
+
+	// Who pulls with the handlers of a result does so from there, too.
+	asked = ""
+	_, err := handlers["registry/base"].Provider(session.NewGroup("b")).ReaderAt(t.Context(), ocispecs.Descriptor{Digest: layer})
+	require.ErrorContains(t, err, "nothing here")
+	require.Equal(t, " mirror/base:b", asked)
+	asked = ""
+	_, err = handlers["registry/base"].Provider(session.NewGroup("b", "a")).ReaderAt(t.Context(), ocispecs.Descriptor{Digest: layer})
+	require.Error(t, err)
+	require.Equal(t, " mirror/base:b registry/base:a", asked)
+	asked = ""
+	_, err = handlers["mirror/base"].Provider(session.NewGroup("d")).ReaderAt(t.Context(), ocispecs.Descriptor{Digest: layer})
+	require.Error(t, err)
+	require.Equal(t, " mirror/base:d", asked)
 
 	require.NoError(t, second.released())
 	require.Equal(t, []string{"registry/base"}, n.refs("b", layer))
