@@ -225,14 +225,15 @@ func TestHomeOfNamed(t *testing.T) {
 		if session != "right" {
 			return nil
 		}
-		return []string{mirror.name() + "/base:latest"}
+		return []string{mirror.name() + "/base:latest", p.name() + "/base:latest"} // it is not known which one
 	}
 	p.set("right", true, true)
-	mirror.set("right", true, true)
 	l := p.open(t, Config{})
 	id, err := l.ID(p.labels(""))
 	require.NoError(t, err)
 	placed := l.Placed(p.labels("right"))
+	require.ErrorContains(t, l.Fetch(WithLabels(t.Context(), placed), id), "401 Unauthorized", "another place says nothing about this one")
+	mirror.set("right", true, true)
 	require.NoError(t, l.Fetch(WithLabels(t.Context(), placed), id))
 	require.NoError(t, l.Close())
 

@@ -120,13 +120,9 @@ func (l *Layers) refsOf(session string, d digest.Digest, result string) []string
 // that its sessions have named instead of that of the result. The layer is fetched from
 // there only, and it is kept as the place that the layer came from.
 func (l *Layers) Placed(labels map[string]string) map[string]string {
-	calls := l.calls(labels)
-	if slices.ContainsFunc(calls, func(c callPlace) bool { return c.ref == labels[refLabel] }) {
-		return labels
-	}
-	labels = maps.Clone(labels)
-	labels[refLabel] = calls[0].ref
-	return labels
+	placed := maps.Clone(labels)
+	placed[refLabel] = l.calls(labels)[0].ref
+	return placed
 }
 
 // places are where the layer is for the sessions of a call.
