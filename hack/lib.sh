@@ -71,7 +71,11 @@ alone() {
     exec 9>"$1"
     flock --nonblock 9 || {
         say "Waiting for another run, which $2"
-        flock 9
+        # A signal ends wait, but not a command that the shell runs in the foreground.
+        flock 9 &
+        served+=($!)
+        wait $!
+        unset 'served[-1]'
     }
 }
 
@@ -121,7 +125,7 @@ remove_scratch() {
     rm -rf "$work" || { sleep 2 && rm -rf "$work"; }
 }
 
-# stop PID: asks it to end, and kills it when it has not after a minute.
+# stop PID: asks it to end, and kills it when it has not after a minute, which it says.
 stop() {
     local tries
     kill -TERM "$1" 2>/dev/null || return 0
@@ -129,5 +133,6 @@ stop() {
         kill -0 "$1" 2>/dev/null || return 0
         sleep 0.1
     done
+    say "Process $1 has not ended after a minute, and is killed: $(tr '\0' ' ' 2>/dev/null <"/proc/$1/cmdline")"
     kill -KILL "$1" 2>/dev/null || true
 }

@@ -1,15 +1,21 @@
 package integration
 
 import (
+	"bufio"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // What two runs make at the same time is made once, and is whole.
@@ -49,19 +55,22 @@ func atOnce(t *testing.T, times int, cache, script string) {
 	require.NoError(t, runs.Wait())
 }
 
-// Tools are installed by one run at a time, whatever an interrupted one has left.
-func TestScriptsInstallTools(t *testing.T) {
-	needs(t)
-	cache := programs(t, map[string]string{
-		"go": "", "dpkg": "",
-		"debootstrap": `for root; do :; done; mkdir -p "$root/etc"`,
-		// It fails beside another one.
-		"apt-get": `mkdir "$BUILDKITD_ESGZ_CACHE/apt" || exit 100
+// installers are in the place of the programs that hack/tools runs.
+var installers = map[string]string{
+	"go": "", "dpkg": "",
+	"debootstrap": `for root; do :; done; mkdir -p "$root/etc"`,
+	// It fails beside another one.
+	"apt-get": `mkdir "$BUILDKITD_ESGZ_CACHE/apt" || exit 100
 sleep 0.2
 case "$*" in *download*) touch a.deb ;; esac
 rmdir "$BUILDKITD_ESGZ_CACHE/apt"`,
-		"dpkg-deb": `mkdir -p "$3/usr/bin" "$3/bin" && touch "$3/usr/bin/docker-registry" "$3/bin/busybox"`,
-	})
+	"dpkg-deb": `mkdir -p "$3/usr/bin" "$3/bin" && touch "$3/usr/bin/docker-registry" "$3/bin/busybox"`,
+}
+
+// Tools are installed by one run at a time, whatever an interrupted one has left.
+func TestScriptsInstallTools(t *testing.T) {
+	needs(t)
+	cache := programs(t, installers)
 	for _, left := range []string{"docker.abcdef", "unpacked.abcdef"} {
 		require.NoError(t, os.Mkdir(filepath.Join(cache, left), 0o700))
 	}
@@ -144,4 +153,66 @@ mount -t tmpfs none "$work/mounted"`)
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	require.Empty(t, left)
+}
+
+// A script that waits for another run can be ended.
+func TestScriptsEndWaiting(t *testing.T) {
+	lock := filepath.Join(t.TempDir(), "lock")
+	other, err := os.Create(lock)
+	require.NoError(t, err)
+	defer other.Close()
+	require.NoError(t, unix.Flock(int(other.Fd()), unix.LOCK_EX))
+	cmd := exec.Command("bash", "-c", `. ../hack/lib.sh
+alone "$1" "is the test"`, "script", lock)
+	said, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	line, err := bufio.NewReader(said).ReadString('\n')
+	require.NoError(t, err)
+	require.Contains(t, line, "Waiting for another run, which is the test")
+	time.Sleep(100 * time.Millisecond) // until it does
+	require.NoError(t, cmd.Process.Signal(unix.SIGTERM))
+	slow := time.AfterFunc(20*time.Second, func() { unix.Flock(int(other.Fd()), unix.LOCK_UN) })
+	require.Error(t, cmd.Wait())
+	require.True(t, slow.Stop(), "it has waited for the lock")
+	require.Equal(t, 143, cmd.ProcessState.ExitCode())
+}
+
+// A server that is killed, since it does not end, is named.
+func TestScriptsNameKilled(t *testing.T) {
+	cmd := exec.Command("bash", "-c", `. ../hack/lib.sh
+exec {output}< <(trap '' TERM; exec tail -f /dev/null)
+served+=($!)
+command sleep 0.1
+sleep() { :; }`)
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, string(out), "tail -f /dev/null")
+}
+
+// The demo's servers end with it, even if it is killed.
+func TestScriptsKillDemo(t *testing.T) {
+	needs(t)
+	fakes := maps.Clone(installers)
+	fakes["servers"] = `echo $$ >>"$BUILDKITD_ESGZ_CACHE/served"; echo address; exec sleep 1000`
+	fakes["buildx"] = `touch "$BUILDKITD_ESGZ_CACHE/building"; sleep 2`
+	cache := programs(t, fakes)
+	cmd := exec.Command("../hack/demo")
+	cmd.Env = append(os.Environ(), "BUILDKITD_ESGZ_CACHE="+cache, "TMPDIR="+t.TempDir())
+	require.NoError(t, cmd.Start())
+	require.Eventually(t, func() bool {
+		_, err := os.Stat(filepath.Join(cache, "building"))
+		return err == nil
+	}, time.Minute, 10*time.Millisecond)
+	require.NoError(t, cmd.Process.Kill())
+	require.Error(t, cmd.Wait())
+	served, err := os.ReadFile(filepath.Join(cache, "served"))
+	require.NoError(t, err)
+	require.Len(t, strings.Fields(string(served)), 2)
+	for _, field := range strings.Fields(string(served)) {
+		pid, err := strconv.Atoi(field)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = unix.Kill(pid, unix.SIGKILL) })
+		assert.Eventually(t, func() bool { return unix.Kill(pid, 0) == unix.ESRCH }, 10*time.Second, 10*time.Millisecond)
+	}
 }

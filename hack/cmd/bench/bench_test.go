@@ -60,10 +60,13 @@ func TestAbout(t *testing.T) {
 	for line := range strings.Lines(about) {
 		require.Regexp(t, `^[a-z][^\sA-Z:]*: .*\n$`, line)
 	}
-	write("code", "2")
-	about, err = b.about(benchmark{})
-	require.NoError(t, err)
-	require.Contains(t, about, "\ncommit: "+commit+" with changes\n")
+	for _, changed := range []string{"code", "new"} {
+		write(changed, "2")
+		about, err = b.about(benchmark{})
+		require.NoError(t, err)
+		require.Contains(t, about, "\ncommit: "+commit+" with changes\n", changed)
+		git("stash", "--include-untracked")
+	}
 }
 
 // What is written is the format of Go benchmarks: configuration lines, and lines of

@@ -75,7 +75,11 @@ func (b *bench) commit() (string, error) {
 		return "", fmt.Errorf("git rev-parse: %w", err)
 	}
 	commit := strings.TrimSpace(string(out))
-	if exec.Command("git", "-C", b.repo, "diff", "--quiet", "HEAD", "--", ".", ":!docs").Run() != nil {
+	changed, err := exec.Command("git", "-C", b.repo, "status", "--porcelain", "--", ".", ":!docs").Output()
+	if err != nil {
+		return "", fmt.Errorf("git status: %w", err)
+	}
+	if len(changed) > 0 {
 		commit += " with changes"
 	}
 	return commit, nil
