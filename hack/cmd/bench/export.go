@@ -176,15 +176,15 @@ func (b *bench) exportOnce(ctx context.Context, prepared, tars, target string, w
 type result struct {
 	digest       digest.Digest
 	wall, cpu    time.Duration
-	workload     time.Duration // of wall, for how long the image was run for its profile
+	profiling    time.Duration // the part of wall in which the image was run and recorded
 	idle, memory int64         // before, and at most; bytes
 	layers       int64         // bytes of all of them, compressed
 }
 
 func (r result) readings() []reading {
 	all := []reading{wall(r.wall), {float64(r.cpu), "cpu-ns/op"}}
-	if r.workload > 0 {
-		all = append(all, reading{float64(r.workload), "workload-ns/op"})
+	if r.profiling > 0 {
+		all = append(all, reading{float64(r.profiling), "profiling-ns/op"})
 	}
 	if r.layers > 0 {
 		all = append(all, bytesIn("layers", r.layers))
@@ -221,7 +221,7 @@ func (d *daemon) export(ctx context.Context, target, attributes string, args ...
 	if r.memory, err = d.peakMemory(); err != nil {
 		return r, err
 	}
-	if r.wall, r.workload, err = exportTime(progress); err != nil {
+	if r.wall, r.profiling, err = exportTime(progress); err != nil {
 		return r, err
 	}
 	var answer map[string]struct {
@@ -233,9 +233,9 @@ func (d *daemon) export(ctx context.Context, target, attributes string, args ...
 }
 
 // exportTime finds in the progress how long the export and the profile before it
-// took by the daemon's clock, and for how long of that the image was run. A step that was
-// not taken from the cache makes it worthless.
-func exportTime(progress string) (took, workload time.Duration, err error) {
+// took by the daemon's clock, and the profile alone. A step that was not taken from the
+// cache makes it worthless.
+func exportTime(progress string) (took, profiling time.Duration, err error) {
 	var begin, end time.Time
 	cached := map[string]bool{}
 	for v := range vertexes(progress) {
@@ -252,7 +252,7 @@ func exportTime(progress string) (took, workload time.Duration, err error) {
 		if export {
 			end = *v.Completed
 		} else {
-			workload = max(workload, v.Completed.Sub(*v.Started)) // the other vertex keeps the result
+			profiling = max(profiling, v.Completed.Sub(*v.Started)) // besides it one stores the profile
 		}
 	}
 	for name, ok := range cached {
@@ -263,5 +263,5 @@ func exportTime(progress string) (took, workload time.Duration, err error) {
 	if end.IsZero() || len(cached) == 0 {
 		return 0, 0, errors.New("no export in the progress")
 	}
-	return end.Sub(begin), workload, nil
+	return end.Sub(begin), profiling, nil
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/buildkitd-esgz/buildkitd-esgz/internal/harness"
 )
 
@@ -30,41 +32,44 @@ func (b *bench) idle(ctx context.Context) error {
 	}
 	for n, i := range idlers {
 		// How much of a program is resident depends on how it came into the page cache:
-		// a third more was seen of one just built. So each is a copy made now.
+		// by a third in what was measured. So each is a copy made now.
 		idlers[n].copy = filepath.Join(b.work, fmt.Sprint("idle-", n), filepath.Base(i.binary))
 		if err := copyProgram(idlers[n].copy, b.tools.Path(i.binary)); err != nil {
 			return err
 		}
-		if _, _, err := b.startIdle(ctx, idlers[n]); err != nil {
+		if _, _, _, err := b.startIdle(ctx, idlers[n]); err != nil {
 			return fmt.Errorf("%s: %w", i.name, err)
 		}
 	}
 	return turns(b.runs, idlers, func(i idler) error {
-		took, memory, err := b.startIdle(ctx, i)
+		took, resident, anonymous, err := b.startIdle(ctx, i)
 		if err != nil {
 			return fmt.Errorf("%s: %w", i.name, err)
 		}
-		b.add("idle", i.name, wall(took), bytesIn("resident", memory))
+		b.add("idle", i.name, wall(took), bytesIn("resident", resident), bytesIn("anonymous", anonymous))
 		return nil
 	})
 }
 
-func (b *bench) startIdle(ctx context.Context, i idler) (took time.Duration, memory int64, err error) {
+func (b *bench) startIdle(ctx context.Context, i idler) (took time.Duration, resident, anonymous int64, err error) {
 	dir := filepath.Join(b.work, strings.ReplaceAll(i.name, ", ", "-"))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	d := &daemon{&harness.Daemon{Tools: b.tools, Binary: i.copy, Dir: dir, Flags: i.flags}, b}
 	start := time.Now()
 	if err := d.Start(ctx); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	took = time.Since(start)
 	time.Sleep(3 * time.Second)
-	memory, err = d.memory("smaps_rollup", "Rss:")
-	return took, memory, errors.Join(err, d.Stop())
+	if resident, err = d.memory("smaps_rollup", "Rss:"); err == nil {
+		anonymous, err = d.memory("smaps_rollup", "Anonymous:")
+	}
+	return took, resident, anonymous, errors.Join(err, d.Stop())
 }
 
+// copyProgram has the copy on disk when it returns, so that no start waits for it.
 func copyProgram(to, from string) error {
 	raw, err := os.ReadFile(from)
 	if err != nil {
@@ -73,5 +78,9 @@ func copyProgram(to, from string) error {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(to, raw, 0o755)
+	if err := os.WriteFile(to, raw, 0o755); err != nil {
+		return err
+	}
+	unix.Sync()
+	return nil
 }
