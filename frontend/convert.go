@@ -167,7 +167,8 @@ func (c *conversion) choose(ctx context.Context, wanted string) (chosen []part, 
 	}
 	found, err := c.resolve(ctx, c.source, first)
 	if err != nil && first == nil {
-		// That this builder has no part in the index says nothing about the others.
+		// That this builder has no part in the index, or that its first manifest without a
+		// platform is no image, says nothing about the others.
 		if found = c.mismatched(ctx, err); found != nil {
 			err = nil
 		}

@@ -6,6 +6,7 @@ import (
 	"regexp"
 
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/solver"
 	digest "github.com/opencontainers/go-digest"
@@ -17,21 +18,35 @@ import (
 var mismatch = regexp.MustCompile("no match for platform in manifest (" + digest.DigestRegexp.String() + ")")
 
 // mismatched returns the index that an error of resolve is about, nil if none is known
-// or there.
+// or there. Other errors than mismatch do not name it: the source may, by its digest.
 func (c *conversion) mismatched(ctx context.Context, err error) *resolved {
-	m := mismatch.FindStringSubmatch(err.Error())
-	if m == nil {
+	var d digest.Digest
+	if m := mismatch.FindStringSubmatch(err.Error()); m != nil {
+		d = digest.Digest(m[1])
+	} else if d = digestIn(c.source); d == "" {
 		return nil
 	}
-	ref, err := pinned(c.source, digest.Digest(m[1]))
+	ref, err := pinned(c.source, d)
 	if err != nil {
 		return nil
 	}
-	root, err := c.descriptor(ctx, digest.Digest(m[1]))
+	root, err := c.descriptor(ctx, d)
 	if err != nil || !images.IsIndexType(root.MediaType) {
 		return nil
 	}
 	return &resolved{ref: ref, root: root}
+}
+
+// digestIn returns the digest that a reference has, or "".
+func digestIn(ref string) digest.Digest {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ""
+	}
+	if digested, ok := named.(reference.Digested); ok {
+		return digested.Digest()
+	}
+	return ""
 }
 
 // partsOf returns the images of an index, one for each platform. What else it has is

@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -79,6 +80,8 @@ type imageBridge struct {
 	blobs
 	root    digest.Digest
 	configs map[string][]byte // by platform, "" for the builder's
+	source  string            // to convert, if it is another one
+	refusal error             // of an index without the platform, if it is another one
 }
 
 type blobs map[digest.Digest][]byte
@@ -112,6 +115,9 @@ func (b *imageBridge) ResolveSourceMetadata(_ context.Context, op *pb.SourceOp, 
 		id = platforms.FormatAll(*p)
 	}
 	config, ok := b.configs[id]
+	if !ok && b.refusal != nil {
+		return nil, b.refusal
+	}
 	if !ok {
 		return nil, b.noMatch()
 	}
@@ -178,7 +184,7 @@ func newImageBridge(t *testing.T, ps ...ocispecs.Platform) *imageBridge {
 
 func (b *imageBridge) convert(t *testing.T, opt map[string]string) (*frontend.Result, error) {
 	ctx, w := wishing(t, estargz())
-	w.source = "docker.io/library/app:latest"
+	w.source = cmp.Or(b.source, "docker.io/library/app:latest")
 	o := options()
 	o.Content = b.blobs
 	res, err := New(nil, o).Solve(ctx, b, nil, opt, nil, "sid", nil)
@@ -431,6 +437,26 @@ func TestConvertUnnamedOfOtherPlatform(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, map[string]string{"linux/arm64": string(arm), "linux/amd64": string(amd)}, found)
 	require.Empty(t, left)
+}
+
+// That the first manifest without a platform is no image does not hide the others if the
+// index is named by its digest. BuildKit's error does not say what that is.
+func TestConvertUnnamedArtifactFirst(t *testing.T) {
+	b := newImageBridge(t)
+	delete(b.configs, "")
+	artifact := b.addManifest(t, ocispecs.Manifest{Config: ocispecs.DescriptorEmptyJSON})
+	image, config := b.addImage(t, amd64)
+	b.root = b.add(t, ocispecs.Index{MediaType: ocispecs.MediaTypeImageIndex, Manifests: []ocispecs.Descriptor{artifact, image}})
+	b.refusal = errors.New("encountered unknown type; children may not be fetched")
+	b.source = "docker.io/library/app:latest@" + b.root.String()
+	found, left, err := b.convertIndex(t, artifact, image)
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"linux/amd64": string(config)}, found)
+	require.Len(t, left, 1)
+
+	b.source = ""
+	_, _, err = b.convertIndex(t, artifact, image)
+	require.ErrorIs(t, err, b.refusal)
 }
 
 // What is no manifest is not fetched.

@@ -102,6 +102,12 @@ func TestConvert(t *testing.T) {
 		}
 		require.Equal(t, []string{"linux/arm64", "linux/amd64", "linux/s390x"}, found)
 		require.Contains(t, strings.Join(p.warnings, "\n"), "leaves out manifest "+artifact.Digest.String())
+
+		index.Manifests = []ocispecs.Descriptor{artifact, index.Manifests[0]}
+		first, err := pushed.PushManifest(t.Context(), image+":unnamed", index.MediaType, index)
+		require.NoError(t, err)
+		d.build(t, tempDir(t), "--output", estargz(image+":named", "estargz-convert="+image+"@"+first.Digest.String()))
+		require.Len(t, resolve(t, image+":named").Images, 1)
 	})
 
 	t.Run("refused", func(t *testing.T) {
