@@ -112,31 +112,10 @@ func TestLazyCredentials(t *testing.T) {
 		require.Equal(t, want, sum(t, d.build(t, upon(t, g.address+"/"+name, sumAll))))
 		g.requireLazy(t, name)
 	})
-
-	// A build that names another registry than a running one with the same manifest shows
-	// its rights to its own registry, and reads from there. The other one need not know its
-	// client, or answer anybody.
-	t.Run("mirror", func(t *testing.T) {
-		g, mirror := newGate(t), newGate(t)
-		mirror.login.Users = map[string]string{"mirrored": "other secret"}
-		d := startLazy(t, onDemand)
-		hold(t, d, upon(t, g.address+"/"+name, "head -c 100 /one >/dev/null; echo begun; sleep 600"))
-		g.do(g.status(http.StatusServiceUnavailable))
-		client := d.as(t, mirror.address, "mirrored", "other secret")
-		client.build(t, upon(t, mirror.address+"/"+pinned, "head -c 100 /one"))
-		_, err := d.as(t, mirror.address, "mirrored", "wrong").tryBuild(t, upon(t, mirror.address+"/"+pinned, "cat /two >/dev/null"))
-		require.ErrorContains(t, err, mirror.address)
-		require.Regexp(t, "is lazy, and not all here: .* 401", err.Error())
-		require.Equal(t, want, sum(t, client.build(t, upon(t, mirror.address+"/"+pinned, sumAll))))
-		mirror.requireLazy(t, name)
-		g.do(nil)
-		client.build(t, from(t, mirror.address+"/"+pinned), "--output", "type=image,name=it,"+forced("zstd")) // pulls it
-	})
 }
 
 // Builds that share a step share what is read for it, and one of them may end in the
-// middle: the step goes on with the credentials of those that are left, at the registry
-// that they have named.
+// middle: the step goes on with the credentials of those that are left.
 func TestLazySharedStep(t *testing.T) {
 	needs(t)
 	name := pushLazy(t)
@@ -154,63 +133,41 @@ func TestLazySharedStep(t *testing.T) {
 				d.Binary = c.binary
 				d.start(t)
 			}
-			dir := writeFiles(t, map[string]string{"Dockerfile": "FROM " + g.address + "/" + name + " AS base\n" + c.last + "\n"})
-			seen := func(*client.Vertex) bool { return true }
-			p := shareStep(t, g, g.forward, sharer{d, dir}, sharer{d, dir}, seen)
+			p := shareStep(t, g, d, writeFiles(t, map[string]string{"Dockerfile": "FROM " + g.address + "/" + name + " AS base\n" + c.last + "\n"}))
 			require.Equal(t, want, sum(t, p))
 			g.requireLazy(t, name)
 		})
 	}
-	t.Run("mirror", func(t *testing.T) {
-		g, mirror, d := newGate(t), newGate(t), startLazy(t, onDemand)
-		mirror.login.Users = map[string]string{"mirrored": "other secret"}
-		d.build(t, upon(t, g.address+"/"+name, "true"))
-		other := d.as(t, mirror.address, "mirrored", "other secret")
-		begun := func(v *client.Vertex) bool { return v.Started != nil }
-		p := shareStep(t, g, http.HandlerFunc(g.status(http.StatusServiceUnavailable)),
-			sharer{d, upon(t, g.address+"/"+name, sumAll)}, sharer{other, upon(t, mirror.address+"/"+name, sumAll)}, begun)
-		require.Equal(t, want, sum(t, p))
-		mirror.requireLazy(t, name)
-	})
-}
-
-// A sharer is a client that builds a directory.
-type sharer struct {
-	*daemon
-	dir string
 }
 
 // shareStep has two builds share a step that prints a checksum. The first one is killed
-// when the step reads the base and the second shares it, and the progress is that of the
-// second. What is read is answered afterwards.
-func shareStep(t *testing.T, g *gate, afterwards http.Handler, one, two sharer, shared func(*client.Vertex) bool) *progress {
+// when the step reads the base, and the progress is that of the second.
+func shareStep(t *testing.T, g *gate, d *daemon, dir string) *progress {
 	t.Helper()
 	read, released := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	g.do(func(w http.ResponseWriter, r *http.Request) {
-		if isProbe(r) {
-			g.forward.ServeHTTP(w, r)
-			return
+		if !isProbe(r) {
+			once.Do(func() { close(read) })
+			<-released
 		}
-		once.Do(func() { close(read) })
-		<-released
-		afterwards.ServeHTTP(w, r)
+		g.forward.ServeHTTP(w, r)
 	})
-	first := one.command(t.Context(), "buildx", "build", "--progress=quiet", one.dir)
+	first := d.command(t.Context(), "buildx", "build", "--progress=quiet", dir)
 	require.NoError(t, first.Start())
 	<-read
 
-	second := two.command(t.Context(), "buildx", "build", "--progress=rawjson", two.dir)
+	second := d.command(t.Context(), "buildx", "build", "--progress=rawjson", dir)
 	stderr, err := second.StderrPipe()
 	require.NoError(t, err)
 	require.NoError(t, second.Start())
 	lines := bufio.NewReader(stderr)
-	for joined := false; !joined; {
+	for shares := false; !shares; {
 		line, err := lines.ReadBytes('\n')
 		require.NoError(t, err, "the step has not begun")
 		var status client.SolveStatus
 		if json.Unmarshal(line, &status) == nil {
-			joined = slices.ContainsFunc(status.Vertexes, func(v *client.Vertex) bool { return strings.Contains(v.Name, "md5sum") && shared(v) })
+			shares = slices.ContainsFunc(status.Vertexes, func(v *client.Vertex) bool { return strings.Contains(v.Name, "md5sum") })
 		}
 	}
 	require.NoError(t, first.Process.Kill())

@@ -59,11 +59,10 @@ func (a *announcing) Prepare(ctx context.Context, key, parent string, opts ...sn
 			return err
 		}
 	}
-	if len(lazy.KeptLabels(wanted.Labels)) == len(wanted.Labels) {
+	kept := lazy.KeptLabels(wanted.Labels)
+	if len(kept) == len(wanted.Labels) {
 		return a.Snapshotter.Prepare(ctx, key, parent, opts...)
 	}
-	wanted.Labels = a.layers.Placed(wanted.Labels)
-	kept := lazy.KeptLabels(wanted.Labels)
 	ctx = lazy.WithLabels(ctx, wanted.Labels)
 	err := a.Snapshotter.Prepare(ctx, key, parent, append(slices.Clone(opts), withOnly(kept))...)
 	if errdefs.IsAlreadyExists(err) { // the lazy snapshot does

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -342,7 +341,6 @@ func (r *announcedMutable) Commit(ctx context.Context) (cache.ImmutableRef, erro
 type announcedSource struct {
 	source.Source
 	cache *announcedCache
-	named *namedImages // nil for images that are in no registry
 }
 
 func (s *announcedSource) Resolve(ctx context.Context, id source.Identifier, sm *session.Manager, v solver.Vertex) (source.SourceInstance, error) {
@@ -350,24 +348,12 @@ func (s *announcedSource) Resolve(ctx context.Context, id source.Identifier, sm 
 	if err != nil {
 		return nil, err
 	}
-	return &announcedInstance{SourceInstance: i, cache: s.cache, named: s.named}, nil
+	return &announcedInstance{i, s.cache}, nil
 }
 
 type announcedInstance struct {
 	source.SourceInstance
 	cache *announcedCache
-	named *namedImages
-	noted sync.Once
-}
-
-// CacheKey notes which image the build has named. BuildKit may give it the result of
-// another build with the same key, which has the manifest from elsewhere.
-func (i *announcedInstance) CacheKey(ctx context.Context, job solver.JobContext, index int) (key, pin string, opts solver.CacheOpts, done bool, err error) {
-	key, pin, opts, done, err = i.SourceInstance.CacheKey(ctx, job, index)
-	if err == nil && job != nil && i.named != nil {
-		i.noted.Do(func() { err = i.named.add(job, opts) })
-	}
-	return key, pin, opts, done, err
 }
 
 func (i *announcedInstance) Snapshot(ctx context.Context, job solver.JobContext) (cache.ImmutableRef, error) {

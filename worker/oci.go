@@ -51,7 +51,7 @@ func NewOCI(ctx context.Context, cfg config.OCIConfig, host Host, opt Options) (
 		return nil, fmt.Errorf("snapshots that an earlier run left: %w", err)
 	}
 	if stargz != nil {
-		opt.layers, opt.show, opt.named, opt.host = stargz.layers, stargz.show, stargz.named, host
+		opt.layers, opt.show, opt.host = stargz.layers, stargz.show, host
 	}
 	return newWorker(ctx, wopt, opt)
 }

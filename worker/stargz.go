@@ -28,7 +28,6 @@ type stargz struct {
 	config lazy.Config
 	limits lazy.Limits
 	host   Host
-	named  *namedImages
 	// once it is open
 	layers *lazy.Layers
 	show   func(ctx context.Context, snapshots ...string) error
@@ -42,7 +41,7 @@ func newStargz(cfg config.OCIConfig, host Host) (*stargz, error) {
 	if len(ignored) > 0 {
 		bklog.L.Warnf("worker.oci.stargzSnapshotter: ignoring keys that mean nothing to this snapshotter: %s", strings.Join(ignored, ", "))
 	}
-	return &stargz{config: section, limits: limits(gcPolicy(cfg.GCConfig, host.Root)), host: host, named: &namedImages{}}, nil
+	return &stargz{config: section, limits: limits(gcPolicy(cfg.GCConfig, host.Root)), host: host}, nil
 }
 
 // limits are those of a policy of garbage collection: it would free at once what
@@ -63,7 +62,7 @@ func limits(policy []client.PruneInfo) (l lazy.Limits) {
 
 // open opens the snapshots in a directory of the worker's.
 func (s *stargz) open(dir string) (snapshots.Snapshotter, error) {
-	layers, err := lazy.New(dir, lazy.Options{Hosts: s.hosts, Alive: s.host.alive, Named: s.named.refs, UserXattr: userXattr(dir), Limits: s.limits, Config: s.config})
+	layers, err := lazy.New(dir, lazy.Options{Hosts: s.hosts, Alive: s.host.alive, UserXattr: userXattr(dir), Limits: s.limits, Config: s.config})
 	if err != nil {
 		return nil, err
 	}

@@ -70,7 +70,6 @@ type Options struct {
 
 	layers   *lazy.Layers                                         // nil without the lazy snapshotter
 	show     func(ctx context.Context, snapshots ...string) error // of the lazy snapshotter
-	named    *namedImages                                         // by builds that use the lazy snapshotter
 	recorder *record.Recorder
 	host     Host
 }
@@ -115,8 +114,8 @@ func newWorker(ctx context.Context, wopt base.WorkerOpt, opt Options) (bkworker.
 	if announces != nil {
 		d.announced = &announcedCache{w.CacheMgr, announces, d.handlerIn}
 		w.CacheMgr = d.announced
-		w.SourceManager.Register(&announcedSource{w.ImageSource, d.announced, opt.named})
-		w.SourceManager.Register(&announcedSource{w.OCILayoutSource, d.announced, nil})
+		w.SourceManager.Register(&announcedSource{w.ImageSource, d.announced})
+		w.SourceManager.Register(&announcedSource{w.OCILayoutSource, d.announced})
 	}
 	return d, nil
 }

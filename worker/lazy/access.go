@@ -2,12 +2,8 @@ package lazy
 
 import (
 	"context"
-	"errors"
 	"slices"
-	"strings"
 	"sync"
-
-	"github.com/containerd/containerd/v2/pkg/reference"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/blob"
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/store"
@@ -43,10 +39,6 @@ type grant struct {
 type place struct{ registry, repository string }
 
 func placeOf(s blob.Source) place { return place{s.Registry, s.Repository} }
-
-func placeIn(spec reference.Spec) place {
-	return place{spec.Hostname(), strings.TrimPrefix(spec.Locator, spec.Hostname()+"/")}
-}
 
 func (a *access) grant(g grant) {
 	if g.session == "" {
@@ -152,15 +144,6 @@ func withoutSuccessors(sources []blob.Source) []blob.Source {
 	return sources
 }
 
-// at returns the sources that an image names the place of.
-func at(ref string, sources []blob.Source) []blob.Source {
-	spec, err := reference.Parse(ref)
-	if err != nil {
-		return nil
-	}
-	return slices.DeleteFunc(sources, func(s blob.Source) bool { return placeOf(s) != placeIn(spec) })
-}
-
 // prove returns nil if a build with these sources may use a layer. They have no
 // successors.
 func (l *Layers) prove(ctx context.Context, key store.Key, sources []blob.Source) error {
@@ -170,59 +153,18 @@ func (l *Layers) prove(ctx context.Context, key store.Key, sources []blob.Source
 	return l.proveAt(ctx, key, sources)
 }
 
-// proveAt is prove by an answer of a place of the sources, which then is a home. Those of
-// each place that is none yet are asked by themselves, so that it is known which one has
-// served the TOC. All are asked at once: one that hangs does not delay the others.
+// proveAt is prove by an answer of one of the sources: none that another home of the layer
+// has given counts.
 func (l *Layers) proveAt(ctx context.Context, key store.Key, sources []blob.Source) error {
 	homes, others := l.access.split(idOf(key), sources)
 	if slices.ContainsFunc(homes, l.access.granted) {
 		return nil
 	}
-	var ways []func(context.Context) error
 	if len(homes) > 0 {
-		ways = append(ways, l.line.Open(key.Blob, homes...).Probe)
-	}
-	for _, same := range byPlace(others) {
-		ways = append(ways, func(ctx context.Context) error { return l.fetch(ctx, key, same) })
-	}
-	if len(ways) == 0 {
-		return l.fetch(ctx, key, nil)
-	}
-	return anyOf(ctx, ways)
-}
-
-func byPlace(sources []blob.Source) (places [][]blob.Source) {
-	for _, s := range sources {
-		i := slices.IndexFunc(places, func(same []blob.Source) bool { return placeOf(same[0]) == placeOf(s) })
-		if i < 0 {
-			places = append(places, []blob.Source{s})
-		} else {
-			places[i] = append(places[i], s)
+		err := l.line.Open(key.Blob, homes...).Probe(ctx)
+		if err == nil || len(others) == 0 {
+			return err
 		}
 	}
-	return places
-}
-
-// anyOf tries several ways at once until one succeeds. It returns when all have ended.
-func anyOf(ctx context.Context, ways []func(context.Context) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	ended := make(chan error)
-	for _, try := range ways {
-		go func() { ended <- try(ctx) }()
-	}
-	var errs error
-	succeeded := false
-	for range ways {
-		err := <-ended
-		if err == nil {
-			succeeded = true
-			cancel()
-		}
-		errs = errors.Join(errs, err)
-	}
-	if succeeded {
-		return nil
-	}
-	return errs
+	return l.fetch(ctx, key, others)
 }

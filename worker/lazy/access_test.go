@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,9 +30,6 @@ type private struct {
 	blob []byte
 	toc  digest.Digest
 	root string // of those who open it
-
-	mirror *private                                          // with the same blob, or nil
-	named  func(session string, blob digest.Digest) []string // nil knows none
 
 	mu      sync.Mutex
 	known   map[string]bool
@@ -99,18 +97,15 @@ func (p *private) mount(t *testing.T, l *Layers) (id, dir string) {
 // open opens layers that are fetched from the registry.
 func (p *private) open(t *testing.T, c Config) *Layers {
 	t.Helper()
+	at, err := url.Parse(p.URL)
+	require.NoError(t, err)
 	l, err := New(p.root, Options{
-		Hosts: func(ref reference.Spec, session string) ([]docker.RegistryHost, error) {
-			at := p
-			if p.mirror != nil && ref.Hostname() == p.mirror.name() {
-				at = p.mirror
-			}
+		Hosts: func(_ reference.Spec, session string) ([]docker.RegistryHost, error) {
 			return []docker.RegistryHost{{
-				Client: at.Client(), Host: at.name(), Scheme: "http", Path: "/v2",
+				Client: p.Client(), Host: at.Host, Scheme: at.Scheme, Path: "/v2",
 				Header: http.Header{"X-Session": {session}}, Capabilities: docker.HostCapabilityPull,
 			}}, nil
 		},
-		Named: p.named,
 		Alive: func(session string) bool {
 			p.mu.Lock()
 			defer p.mu.Unlock()
@@ -192,73 +187,6 @@ func TestAccess(t *testing.T) {
 	p.set("third", true, true)
 	require.NoError(t, l.Announce(t.Context(), p.labels("third")))
 	require.NotContains(t, l.grants, grant{"right", place{p.name(), "base"}}, "its session has ended")
-}
-
-// A build that uses the result of another one shows its rights to the registry that it
-// has named itself, and to no other.
-func TestAccessOfNamed(t *testing.T) {
-	p, mirror := serveWithMirror(t)
-	p.named = func(session string, d digest.Digest) []string {
-		if session == "other" || d != digest.FromBytes(p.blob) {
-			return nil
-		}
-		return []string{mirror.name() + "/base:latest"}
-	}
-	l := p.open(t, Config{})
-	for _, session := range []string{"other", "right", "wrong"} {
-		p.set(session, session != "right", true)
-	}
-	mirror.set("right", true, true)
-	require.NoError(t, p.fetch(t, l, "other"))
-	require.NoError(t, l.Announce(t.Context(), p.labels("right")))
-	err := l.Announce(t.Context(), p.labels("wrong"))
-	require.ErrorContains(t, err, mirror.name()+"/base:latest is lazy")
-	require.ErrorContains(t, err, "401 Unauthorized")
-	require.Zero(t, p.answered("wrong"))
-}
-
-// A layer that was prepared for another build's result comes from the registry that has
-// shown that it has it, also after a restart: the other one may answer anything.
-func TestHomeOfNamed(t *testing.T) {
-	p, mirror := serveWithMirror(t)
-	p.named = func(session string, _ digest.Digest) []string {
-		if session != "right" {
-			return nil
-		}
-		return []string{mirror.name() + "/base:latest", p.name() + "/base:latest"} // it is not known which one
-	}
-	p.set("right", true, true)
-	l := p.open(t, Config{})
-	id, err := l.ID(p.labels(""))
-	require.NoError(t, err)
-	placed := l.Placed(p.labels("right"))
-	require.ErrorContains(t, l.Fetch(WithLabels(t.Context(), placed), id), "401 Unauthorized", "another place says nothing about this one")
-	mirror.set("right", true, true)
-	require.NoError(t, l.Fetch(WithLabels(t.Context(), placed), id))
-	require.NoError(t, l.Close())
-
-	l = p.open(t, Config{})
-	_, err = l.acquire(id, KeptLabels(placed)) // as for a mount
-	require.NoError(t, err)
-	require.Equal(t, map[string][]place{id: {{mirror.name(), "base"}}}, l.homes)
-	require.NoError(t, l.Close())
-
-	// Of the builds that share a step, one needs an answer.
-	p.Close()
-	l = p.open(t, Config{MountTimeout: config.Duration{Duration: 10 * time.Second}})
-	p.set("other", true, true)
-	both := p.labels("other")
-	both[sessionLabel+".1.x"] = "right"
-	require.NoError(t, l.Announce(t.Context(), both))
-	require.Equal(t, map[string][]place{id: {{mirror.name(), "base"}}}, l.homes)
-	require.Zero(t, p.answered("right"))
-}
-
-// serveWithMirror serves the same blob at two registries.
-func serveWithMirror(t *testing.T) (p, mirror *private) {
-	p, mirror = servePrivate(t, 10), servePrivate(t, 1)
-	p.mirror, mirror.blob = mirror, p.blob
-	return p, mirror
 }
 
 // A build whose session has ended shows nothing with the credentials of another,

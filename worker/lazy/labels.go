@@ -1,7 +1,6 @@
 package lazy
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -71,18 +70,11 @@ func others(labels map[string]string) []digest.Digest {
 	return digests
 }
 
-// A callPlace is an image that a call names for a session, or for nobody.
-type callPlace struct {
-	ref     string
-	other   digest.Digest // of the blob there, if it is not the snapshot's
-	session string
-}
-
-// calls returns what the labels of a call name: an image for each session that came
-// with one, which is its own if it has named one. An image may have the layer in another
-// blob than the snapshot's: BuildKit names snapshots by the digest of the TOC.
-func (l *Layers) calls(labels map[string]string) []callPlace {
-	var calls []callPlace
+// places are where the labels say that the layer is: one for each session that
+// came with a place. A place may have the layer in another blob than the snapshot's:
+// BuildKit names snapshots by the digest of the TOC.
+func (l *Layers) places(labels map[string]string) []blob.Source {
+	var sources []blob.Source
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		id, ok := strings.CutPrefix(key, refLabel+".")
 		if !ok {
@@ -92,44 +84,12 @@ func (l *Layers) calls(labels map[string]string) []callPlace {
 		if len(sessions) == 0 {
 			sessions = []string{""}
 		}
-		d := digest.Digest(cmp.Or(labels[digestLabel+"."+id], labels[digestLabel]))
 		for _, session := range sessions {
-			for _, ref := range l.refsOf(session, d, labels[key]) {
-				calls = append(calls, callPlace{ref, otherBlob(labels, id), session})
-			}
+			sources = l.appendPlace(sources, labels[key], otherBlob(labels, id), session)
 		}
 	}
-	if len(calls) == 0 {
-		calls = append(calls, callPlace{ref: labels[refLabel]})
-	}
-	return calls
-}
-
-// refsOf returns the images with a blob that a session's builds have named, or else the
-// one that the result comes from which they use.
-func (l *Layers) refsOf(session string, d digest.Digest, result string) []string {
-	if session != "" && l.opts.Named != nil {
-		if own := l.opts.Named(session, d); len(own) > 0 {
-			return own
-		}
-	}
-	return []string{result}
-}
-
-// Placed returns the labels of a call that prepares a snapshot, with one of the images
-// that its sessions have named instead of that of the result. The layer is fetched from
-// there only, and it is kept as the place that the layer came from.
-func (l *Layers) Placed(labels map[string]string) map[string]string {
-	placed := maps.Clone(labels)
-	placed[refLabel] = l.calls(labels)[0].ref
-	return placed
-}
-
-// places are where the layer is for the sessions of a call.
-func (l *Layers) places(labels map[string]string) []blob.Source {
-	var sources []blob.Source
-	for _, c := range l.calls(labels) {
-		sources = l.appendPlace(sources, c.ref, c.other, c.session)
+	if len(sources) == 0 {
+		sources = l.appendPlace(sources, labels[refLabel], "", "")
 	}
 	return sources
 }
@@ -153,11 +113,10 @@ func (l *Layers) appendPlace(sources []blob.Source, ref string, other digest.Dig
 }
 
 func (l *Layers) source(spec reference.Spec, other digest.Digest, session string) blob.Source {
-	p := placeIn(spec)
 	s := blob.Source{
 		Digest:     other,
-		Registry:   p.registry,
-		Repository: p.repository,
+		Registry:   spec.Hostname(),
+		Repository: strings.TrimPrefix(spec.Locator, spec.Hostname()+"/"),
 		Reader:     session,
 		Hosts:      func() ([]docker.RegistryHost, error) { return l.opts.Hosts(spec, session) },
 	}
@@ -167,9 +126,7 @@ func (l *Layers) source(spec reference.Spec, other digest.Digest, session string
 		s.Successors = func(d digest.Digest) []blob.Source {
 			var sources []blob.Source
 			for _, other := range l.successors(session, d) {
-				for _, ref := range l.refsOf(other, cmp.Or(s.Digest, d), spec.String()) {
-					sources = l.appendPlace(sources, ref, s.Digest, other)
-				}
+				sources = append(sources, l.source(spec, s.Digest, other))
 			}
 			return sources
 		}
@@ -181,8 +138,10 @@ func (l *Layers) source(spec reference.Spec, other digest.Digest, session string
 // long as no build does.
 func (l *Layers) public(labels map[string]string) []blob.Source {
 	var sources []blob.Source
-	for _, c := range l.calls(labels) {
-		sources = l.appendPlace(sources, c.ref, c.other, "")
+	for key, ref := range labels {
+		if id, ok := strings.CutPrefix(key, refLabel+"."); ok {
+			sources = l.appendPlace(sources, ref, otherBlob(labels, id), "")
+		}
 	}
 	return sources
 }

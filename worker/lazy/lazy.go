@@ -73,10 +73,6 @@ type Options struct {
 	Hosts Hosts
 	// Alive says whether a session is still there to be asked for credentials.
 	Alive func(session string) bool
-	// Named returns the images with a blob that the builds of a session have named, none
-	// if that is not known. A build may use the result of another one that has the same
-	// manifest from another registry. Nil knows none.
-	Named func(session string, blob digest.Digest) []string
 	// UserXattr marks opaque directories for an overlayfs that is mounted in a
 	// user namespace.
 	UserXattr bool
@@ -157,7 +153,7 @@ func (l *Layers) fetchCalled(ctx context.Context, id string, key store.Key) erro
 	if err == nil && (!own || stored.Complete()) {
 		return nil
 	}
-	places := at(call[refLabel], withoutSuccessors(l.places(call)))
+	places := withoutSuccessors(l.places(call))
 	switch {
 	case err == nil: // the place is kept with a snapshot, and is a home when it is restored
 		return l.proveAt(ctx, key, places)
@@ -261,7 +257,7 @@ func (l *Layers) Announce(ctx context.Context, labels map[string]string) error {
 	if !complete {
 		prove := func(ctx context.Context) error { return l.prove(ctx, key, withoutSuccessors(places)) }
 		if err := l.patiently(ctx, "answer", prove); err != nil {
-			return fmt.Errorf("%s is lazy, and not all here: %w", l.calls(labels)[0].ref, err)
+			return fmt.Errorf("%s is lazy, and not all here: %w", labels[refLabel], err)
 		}
 	}
 	l.blobOf(id, key.Blob).Add(append(places, l.public(labels)...)...)
