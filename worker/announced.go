@@ -1,7 +1,6 @@
 package worker
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -17,6 +16,7 @@ import (
 	"github.com/moby/buildkit/util/progress"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/buildkitd-esgz/buildkitd-esgz/worker/lazy"
 )
@@ -64,8 +64,8 @@ func (c *announcedCache) GetByBlob(ctx context.Context, desc ocispecs.Descriptor
 	return c.result(c.Manager.GetByBlob(ctx, desc, bare(parent), opts...))
 }
 
-// Get requires handlers for all lazy layers of a result. BuildKit requires none for a
-// layer that it has unpacked as well, and takes that for a layer that is not lazy.
+// Get requires handlers for all lazy layers of a result. BuildKit takes a lazy layer that
+// it has unpacked as well for one that is not lazy, and requires no handler for it.
 func (c *announcedCache) Get(ctx context.Context, id string, pg progress.Controller, opts ...cache.RefOption) (cache.ImmutableRef, error) {
 	ref, err := c.result(c.Manager.Get(ctx, id, pg, opts...))
 	if err != nil || ref == nil {
@@ -111,7 +111,10 @@ func (c *announcedCache) part(ctx context.Context, of cache.Ref, id string) (cac
 // handler returns the handlers that a result has, and those that are known besides.
 func (c *announcedCache) handler(ctx context.Context, of cache.Ref) func(blob digest.Digest) *cache.DescHandler {
 	return func(blob digest.Digest) *cache.DescHandler {
-		return cmp.Or(of.DescHandler(blob), c.handlers(ctx)(blob))
+		if h := of.DescHandler(blob); h != nil {
+			return h
+		}
+		return c.handlers(ctx)(blob)
 	}
 }
 
@@ -183,25 +186,25 @@ func (c *announcedCache) share(ref cache.ImmutableRef, s session.Group) (end fun
 
 // announceParts is announce for what BuildKit reads to make some layers of a result: the
 // files of a merge or a diff, or the blob of a layer. BuildKit reads it through
-// references of its own, which have the handlers of another build, or none.
+// references of its own, which have the handlers of another build, or none. What has to
+// be pulled of the parts is pulled at once, as BuildKit does it.
 func (c *announcedCache) announceParts(ctx context.Context, ref cache.ImmutableRef, s session.Group, made func(layer cache.ImmutableRef) bool) error {
 	chain := ref.LayerChain()
 	defer chain.Release(context.WithoutCancel(ctx))
-	done := "" // the layer that was announced with the one above it
+	all, ctx := errgroup.WithContext(ctx)
+	covered := "" // the layer that is announced with the one above it
 	for _, layer := range slices.Backward(chain) {
-		if layer.ID() != done {
+		if layer.ID() != covered {
 			if !made(layer) {
 				continue
 			}
 			for _, id := range partsOf(layer) {
-				if err := c.announcePart(ctx, ref, id, s); err != nil {
-					return err
-				}
+				all.Go(func() error { return c.announcePart(ctx, ref, id, s) })
 			}
 		}
-		done = layer.GetString(parentKey)
+		covered = layer.GetString(parentKey)
 	}
-	return nil
+	return all.Wait()
 }
 
 func (c *announcedCache) announcePart(ctx context.Context, of cache.Ref, id string, s session.Group) error {
