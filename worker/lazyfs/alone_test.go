@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -107,7 +108,7 @@ func TestStuck(t *testing.T) {
 	if dir == "" {
 		t.Skip("is run by TestKilledWhileAsking")
 	}
-	_, err := watchdog.Start(Type, dir, nil)
+	_, err := watchdog.Start(Type, dir, func(error) {})
 	require.NoError(t, err)
 	mount := filepath.Join(dir, "mount")
 	require.NoError(t, os.Mkdir(mount, 0o755))
@@ -170,6 +171,42 @@ func TestMountLost(t *testing.T) {
 			require.False(t, server.Mounted())
 		})
 	}
+}
+
+// TestTakenAwayUnprivileged takes away a mount that fusermount3 has made. An Unmount that
+// fails while there is a mount fails.
+func TestTakenAwayUnprivileged(t *testing.T) {
+	needMounts(t)
+	if _, err := exec.LookPath("fusermount3"); err != nil {
+		t.Skip(err)
+	}
+	dropMountPrivilege(t)
+	layer, dir := layerOf(file("file", "content")), t.TempDir()
+	server, err := Mount(dir, layer, Options{})
+	require.NoError(t, err)
+	require.NoError(t, fuserunmount(dir))
+	require.NoError(t, server.Unmount())
+	<-server.served
+
+	server, err = Mount(dir, layer, Options{})
+	require.NoError(t, err)
+	path := os.Getenv("PATH")
+	t.Setenv("PATH", "")
+	require.ErrorIs(t, server.Unmount(), exec.ErrNotFound)
+	t.Setenv("PATH", path)
+	require.NoError(t, server.Unmount())
+}
+
+// dropMountPrivilege takes the privilege to mount from the thread of a test, which ends
+// with the test.
+func dropMountPrivilege(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	require.NoError(t, unix.Capget(&header, &data[0]))
+	data[0].Effective &^= 1 << unix.CAP_SYS_ADMIN
+	require.NoError(t, unix.Capset(&header, &data[0]))
 }
 
 // TestTakenAwayInUse has the mount taken away from outside below an overlay, which

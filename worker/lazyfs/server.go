@@ -16,7 +16,7 @@ const grace = time.Second
 // A Server serves one mounted layer. It is safe for concurrent use.
 type Server struct {
 	dir    string
-	device uint64 // of the mount, as stat(2) tells it
+	device uint64 // of the mount, as stat(2) tells it; 0 if Mount has failed
 	conn   *conn
 	served chan struct{} // closed when no goroutine of the server is left
 
@@ -77,6 +77,13 @@ func (s *Server) Ended() bool {
 	}
 }
 
+// takenAway says whether something else can be seen in the directory. fusermount3 does
+// not tell whether it has found no mount.
+func (s *Server) takenAway() bool {
+	device, err := deviceOf(s.dir)
+	return err == nil && s.device != 0 && device != s.device
+}
+
 func deviceOf(dir string) (uint64, error) {
 	var st unix.Stat_t
 	err := unix.Stat(dir, &st)
@@ -94,7 +101,7 @@ func (s *Server) Unmount() error {
 		return nil
 	}
 	err := detach(s.dir)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) || err != nil && s.takenAway() {
 		s.unmounted = true
 		return nil
 	}
