@@ -149,15 +149,21 @@ func shareStep(t *testing.T, g *gate, d *daemon, dir string) *progress {
 	g.do(func(w http.ResponseWriter, r *http.Request) {
 		if !isProbe(r) {
 			once.Do(func() { close(read) })
-			<-released
+			select {
+			case <-released:
+			case <-r.Context().Done():
+				return
+			}
 		}
 		g.forward.ServeHTTP(w, r)
 	})
-	first := d.command(t.Context(), "buildx", "build", "--progress=quiet", dir)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	first := d.command(ctx, "buildx", "build", "--progress=quiet", dir)
 	require.NoError(t, first.Start())
-	<-read
+	awaitRequest(ctx, t, read)
 
-	second := d.command(t.Context(), "buildx", "build", "--progress=rawjson", dir)
+	second := d.command(ctx, "buildx", "build", "--progress=rawjson", dir)
 	stderr, err := second.StderrPipe()
 	require.NoError(t, err)
 	require.NoError(t, second.Start())
