@@ -328,11 +328,11 @@ func (l *Layers) toMount(m *mount, dir string, labels map[string]string) (*layer
 	return l.acquire(m.id, labels)
 }
 
-// startWatchdog starts the watchdog of the mounts, unless one is running.
+// startWatchdog starts the watchdog of the mounts, unless there is one.
 func (l *Layers) startWatchdog() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.watchdog != nil && !l.watchdog.Ended() {
+	if l.watchdog != nil {
 		return
 	}
 	dir, err := filepath.EvalSymlinks(l.root) // as the kernel lists mounts

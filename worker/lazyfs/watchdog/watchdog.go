@@ -39,9 +39,12 @@ const (
 	deathSignal = unix.Signal(42)
 )
 
-// pause is the least time between the starts of two processes, for the case that each
-// is killed at once.
-const pause = time.Second
+// Two processes are started at least minPause apart. The pause doubles up to maxPause as
+// long as starts fail, or each process is killed before it has run for maxPause.
+const (
+	minPause = time.Second
+	maxPause = time.Minute
+)
 
 // A Watchdog runs until Close. When its process is killed, another one is started. It is
 // safe for concurrent use.
@@ -55,9 +58,10 @@ type Watchdog struct {
 }
 
 // Start starts one for the FUSE mounts of a type below a directory. It is ready
-// when Start returns. Whenever it was killed, again is called: with nil when another
-// process is ready, or with the error for which there is none, and the Watchdog has ended.
-func Start(fsType, dir string, again func(error)) (*Watchdog, error) {
+// when Start returns. Whenever its process was killed, restarted is called once: with nil
+// when another process is ready, or with the error of the first start that failed, after
+// which others are tried until Close.
+func Start(fsType, dir string, restarted func(error)) (*Watchdog, error) {
 	stdin, input, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -68,7 +72,7 @@ func Start(fsType, dir string, again func(error)) (*Watchdog, error) {
 	}
 	w.close = sync.OnceFunc(func() { close(w.closing); input.Close() })
 	started := make(chan error, 1)
-	go w.run(func(err error) { started <- err }, again)
+	go w.run(func(err error) { started <- err }, restarted)
 	if err := <-started; err != nil {
 		w.Close()
 		return nil, fmt.Errorf("start the watchdog of lazy mounts: %w", err)
@@ -76,29 +80,40 @@ func Start(fsType, dir string, again func(error)) (*Watchdog, error) {
 	return w, nil
 }
 
-// run starts processes, one after the other, until Close.
-func (w *Watchdog) run(started, again func(error)) {
+// run starts processes, one after the other, until Close. The result of the first start is
+// for started.
+func (w *Watchdog) run(started, restarted func(error)) {
 	defer close(w.ended)
 	defer w.stdin.Close()
 	// The signal comes when the thread ends that started the process. A thread
 	// with a locked goroutine does not end before the goroutine.
 	runtime.LockOSThread()
-	for {
-		earliest := time.Now().Add(pause)
+	report := started
+	var pause time.Duration
+	for !w.isClosing() {
+		begun := time.Now()
 		cmd, err := w.start()
-		if started(err); err != nil {
-			return
+		report(err)
+		report = func(error) {} // until a process has run
+		if err == nil {
+			_ = cmd.Wait()
+			report = restarted
 		}
-		_ = cmd.Wait()
+		pause = nextPause(pause, time.Since(begun))
 		select {
 		case <-w.closing:
-		case <-time.After(time.Until(earliest)):
+		case <-time.After(time.Until(begun.Add(pause))):
 		}
-		if w.isClosing() {
-			return
-		}
-		started = again
 	}
+}
+
+// nextPause is the pause after a process that ran for a time, 0 if it did not start. last
+// is the pause before it, 0 if it was the first one.
+func nextPause(last, ran time.Duration) time.Duration {
+	if ran >= maxPause {
+		return minPause
+	}
+	return min(max(2*last, minPause), maxPause)
 }
 
 func (w *Watchdog) isClosing() bool {
@@ -130,17 +145,6 @@ func (w *Watchdog) start() (*exec.Cmd, error) {
 		return nil, errors.Join(err, cmd.Wait())
 	}
 	return cmd, nil
-}
-
-// Ended says whether no process is running, nor will be: the Watchdog was closed, or its
-// process was killed and no other could be started.
-func (w *Watchdog) Ended() bool {
-	select {
-	case <-w.ended:
-		return true
-	default:
-		return false
-	}
 }
 
 // Close ends the watchdog. Mounts stay as they are.
