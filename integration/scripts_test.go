@@ -183,11 +183,11 @@ func TestScriptsNameKilled(t *testing.T) {
 	cmd := exec.Command("bash", "-c", `. ../hack/lib.sh
 exec {output}< <(trap '' TERM; exec tail -f /dev/null)
 served+=($!)
-command sleep 0.1
+until [[ $(tr '\0' ' ' <"/proc/$!/cmdline") = tail* ]]; do sleep 0.01; done
 sleep() { :; }`)
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	require.Contains(t, string(out), "tail -f /dev/null")
+	require.Contains(t, string(out), "is killed: tail -f /dev/null")
 }
 
 // The demo's servers end with it, even if it is killed.
