@@ -253,26 +253,27 @@ func TestMountedAgain(t *testing.T) {
 	require.True(t, l.mounted[id].started)
 }
 
-// A mount that fails leaves nothing open.
-func TestMountFails(t *testing.T) {
-	p := servePrivate(t, 1)
-	l := p.open(t, Config{})
+// serveFetched serves a layer whose index has been fetched.
+func serveFetched(t *testing.T) (p *private, l *Layers, id string) {
+	p = servePrivate(t, 1)
+	l = p.open(t, Config{})
 	p.set("right", true, true)
 	require.NoError(t, p.fetch(t, l, "right"))
 	id, err := l.ID(p.labels(""))
 	require.NoError(t, err)
+	return p, l, id
+}
+
+// A mount that fails leaves nothing open.
+func TestMountFails(t *testing.T) {
+	p, l, id := serveFetched(t)
 	require.Error(t, l.Mount(id, t.TempDir()+"/none", p.labels("")))
 	require.Empty(t, l.mounted)
 }
 
 // A mount that cannot be unmounted is not forgotten when its directory is mounted again.
 func TestMountUponMount(t *testing.T) {
-	p := servePrivate(t, 1)
-	l := p.open(t, Config{})
-	p.set("right", true, true)
-	require.NoError(t, p.fetch(t, l, "right"))
-	id, err := l.ID(p.labels(""))
-	require.NoError(t, err)
+	p, l, id := serveFetched(t)
 	if os.Getuid() != 0 {
 		t.Skip("mounts need root")
 	}
